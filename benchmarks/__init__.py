@@ -1,0 +1,1 @@
+"""The runner, the claims, the tables, the stand-in data sets and the speed measurements."""

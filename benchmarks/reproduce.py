@@ -1,0 +1,535 @@
+"""Reproduce a paper: data, training, evaluation, claims, table. This is what `make reproduce` calls.
+
+Everything lies in files under `runs/<slug>/<data set>-<profile>/`, so it can be stopped at any moment and
+started again: what is up to date is skipped, what was interrupted goes on from its checkpoint. Each step
+runs in a process of its own, so that one that fails does not take the others with it.
+"""
+
+import fcntl
+import hashlib
+import importlib
+import json
+import math
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import ledger
+from shared.cli import config_to_dict, configure, run_main
+from shared.errors import InputError
+
+NOT_IN_DIGEST = ("data", "out", "device", "workers", "resume", "checkpoint_every", "init")
+
+
+@dataclass
+class Options:
+    """Reproduce one paper, or all of them."""
+
+    paper: str
+    """slug of the paper, or all"""
+    data: Path | None = None
+    """folder of the real data set; without it, a stand-in is made"""
+    name: str | None = None
+    """name of the data set in the results; default: the folder's name, or standin"""
+    profile: str = "cpu"
+    """smoke, cpu or paper"""
+    seeds: int | None = None
+    """number of training seeds; default: what paper.toml asks for"""
+    variants: str | None = None
+    """comma-separated variants, or all; default: what paper.toml asks for"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    set: tuple[str, ...] = ()
+    """hyperparameters to change in every variant, as name=value; written into the result"""
+    jobs: int = 1
+    """papers at a time, for `all`"""
+    record: bool = False
+    """put the result into the ledger and write the tables anew"""
+    check: bool = False
+    """compare with the ledger and fail where a mean is farther off than `tolerance`"""
+    tolerance: float = 0.15
+    """largest relative difference that `check` accepts: other processors round differently, and
+    training amplifies it"""
+    dry_run: bool = False
+    """say what would be done, and stop"""
+
+
+# --- steps, each in a process of its own -----------------------------------------------------------------
+
+
+def _die_with_parent() -> None:
+    """Stop (with a checkpoint) when the runner is gone, however it went."""
+    sentinel = multiprocessing.parent_process().sentinel
+
+    def wait() -> None:
+        multiprocessing.connection.wait([sentinel])
+        os.kill(os.getpid(), 15)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _child(module: str, function: str, arguments: dict, report: Path) -> None:
+    """Import `module`, call `function(**arguments)`, write seconds and peak memory to `report`."""
+    _die_with_parent()
+
+    def call() -> None:
+        start = time.perf_counter()
+        getattr(importlib.import_module(module), function)(**arguments)
+        seconds = time.perf_counter() - start
+        import resource
+
+        used = {"seconds": seconds, "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+            used["gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
+        report.write_text(json.dumps(used))
+
+    run_main(call)
+
+
+class Steps:
+    """Runs functions in fresh processes that have torch and the paper imported already (a fork server)."""
+
+    def __init__(self, preload: list[str]):
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(ledger.ROOT), os.environ.get("PYTHONPATH", "")])
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(preload)
+
+    def run(self, module: str, function: str, arguments: dict, folder: Path) -> dict:
+        """Returns seconds and memory of the step.
+
+        Raises:
+            InputError: the step could not use its input (its own sentence was printed).
+            RuntimeError: the step failed.
+            KeyboardInterrupt: the step was interrupted and has written its checkpoint.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        report = folder / f".{function}.json"
+        report.unlink(missing_ok=True)
+        process = self.context.Process(target=_child, args=(module, function, arguments, report))
+        process.start()
+        try:
+            process.join()
+        except KeyboardInterrupt:
+            process.join()  # Ctrl-C reached the step as well: let it write its checkpoint
+            raise
+        if process.exitcode == 0:
+            return json.loads(report.read_text())
+        if process.exitcode in (130, -15, -2):
+            raise KeyboardInterrupt
+        if process.exitcode == 2:
+            raise InputError(f"{module}.{function} could not use its input")
+        raise RuntimeError(f"{module}.{function} ended with exit code {process.exitcode}")
+
+
+# --- what is up to date ----------------------------------------------------------------------------------
+
+
+def fingerprint_of_data(data: Path) -> str:
+    """Digest of the names, sizes and modification times of all files of a data set."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(data).rglob("*")):
+        if path.is_file():
+            status = path.stat()
+            digest.update(f"{path.relative_to(data)} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def digest_of_step(slug: str, config, data_fingerprint: str, with_evaluation: bool) -> str:
+    """Digest of all that the outcome of a training (and its evaluation) depends on."""
+    files = [path for path in ledger.paper_files(slug) if with_evaluation or path.name != "eval.py"]
+    files += [ledger.ROOT / "shared" / name for name in ("gpu.py", "nifti.py", "metrics.py")]
+    settings = {key: value for key, value in config_to_dict(config).items() if key not in NOT_IN_DIGEST}
+    parts = [ledger.digest_of_code(files), json.dumps(settings, sort_keys=True), data_fingerprint]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _marker(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+# --- one paper -------------------------------------------------------------------------------------------
+
+
+def make_standin(slug: str, profile: str, steps: Steps) -> Path:
+    """Generate the stand-in of the profile's size under `data/`, unless it is there and up to date."""
+    folder = ledger.ROOT / "data" / slug / f"standin-{profile}"
+    marker = folder.parent / f".standin-{profile}.json"
+    digest = ledger.digest_of_code(ledger.standin_files(slug) + ledger.paper_files(slug))
+    if folder.is_dir() and _marker(marker).get("digest") == digest:
+        say(f"data       {relative(folder)} is up to date")
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    marker.unlink(missing_ok=True)
+    say(f"data       making the stand-in {relative(folder)} ...")
+    arguments = {"out": folder, "size": profile, "seed": 0}
+    used = steps.run(f"benchmarks.standins.{slug}", "generate", arguments, folder.parent)
+    marker.write_text(json.dumps({"digest": digest, **used}))
+    say(f"data       made in {used['seconds']:.0f} s")
+    return folder
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def relative(path: Path) -> str:
+    path = Path(path)
+    return str(path.relative_to(ledger.ROOT)) if path.is_relative_to(ledger.ROOT) else str(path)
+
+
+def parse_overrides(pairs: tuple[str, ...], config_class: type) -> dict:
+    """`name=value` pairs as a dictionary; values are read as JSON where that is possible.
+
+    Raises:
+        InputError: a pair without '=', or a hyperparameter that the paper does not have.
+    """
+    import dataclasses
+
+    known = {field.name for field in dataclasses.fields(config_class)}
+    values = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or name not in known:
+            raise InputError(
+                f"--set {pair}: expected name=value with a name out of {', '.join(sorted(known))}"
+            )
+        try:
+            values[name] = json.loads(value)
+        except ValueError:
+            values[name] = value
+    return values
+
+
+def chosen_variants(paper: dict, options: Options) -> list[str]:
+    """Names of the variants to run, those that others need before those."""
+    names = [variant["name"] for variant in paper["variant"]]
+    if options.variants == "all":
+        chosen = names
+    elif options.variants:
+        chosen = options.variants.split(",")
+    else:
+        chosen = paper["profiles"][options.profile].get("variants", names)
+    unknown = [name for name in chosen if name not in names]
+    if unknown:
+        raise InputError(
+            f"{paper['slug']} has no variant {', '.join(unknown)}: choose from {', '.join(names)}"
+        )
+    needs = {variant["name"]: variant.get("needs") for variant in paper["variant"]}
+    ordered: list[str] = []
+
+    def add(name: str) -> None:
+        if needs[name]:
+            add(needs[name])
+        if name not in ordered:
+            ordered.append(name)
+
+    for name in chosen:
+        add(name)
+    return ordered
+
+
+def read_metrics(path: Path) -> dict[str, dict[str, float | None]]:
+    """case -> column -> value of a metrics.csv, to 6 significant digits; not finite values become None."""
+    import csv
+
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    table = {}
+    for row in rows:
+        case = row.pop("case")
+        values = {key: float(value) if value else math.nan for key, value in row.items()}
+        table[case] = {
+            key: float(f"{value:.6g}") if math.isfinite(value) else None for key, value in values.items()
+        }
+    return table
+
+
+def describe_device(device: str) -> str:
+    """The processor or GPU that a run with `--device device` uses, in words."""
+    if device != "cpu":
+        try:
+            names = subprocess.run(
+                ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True
+            ).stdout.split("\n")
+            if names[0].strip():
+                return names[0].strip()
+        except OSError:
+            pass
+    return f"{len(os.sched_getaffinity(0))} CPU cores"
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {
+        "python": sys.version.split()[0],
+        **{name: version(name) for name in ("torch", "numpy", "scipy", "scikit-image")},
+    }
+
+
+def reproduce(slug: str, options: Options) -> tuple[dict, list[str]]:
+    """All steps for one paper.
+
+    Returns:
+        the result, in the ledger's format, and a sentence for each step that failed.
+    """
+    if slug not in ledger.slugs():
+        raise InputError(f"there is no paper '{slug}': `make list` shows all")
+    paper = ledger.load_paper(slug)
+    if options.profile not in paper["profiles"]:
+        raise InputError(
+            f"there is no profile '{options.profile}': choose one of {', '.join(paper['profiles'])}"
+        )
+    plan = paper["profiles"][options.profile]
+    train_module = importlib.import_module(f"papers.{slug}.train")
+    overrides = parse_overrides(options.set, train_module.Config)
+    variants = chosen_variants(paper, options)
+    seeds = options.seeds or plan.get("seeds", 1)
+    standin = options.data is None
+    dataset = options.name or ("standin" if standin else options.data.resolve().name)
+    root = ledger.ROOT / "runs" / slug / f"{dataset}-{options.profile}"
+    total = len(variants) * seeds
+
+    minutes = plan.get("minutes")
+    recorded = ledger.result_path(slug, dataset, options.profile)
+    if recorded.exists():
+        minutes = json.loads(recorded.read_text())["minutes"]
+    say(f"\n{paper['name']}: {paper['title']}")
+    say(f"           data set {dataset}, profile {options.profile}, {len(variants)} variants x {seeds} seeds")
+    say(f"           variants: {', '.join(variants)}")
+    say(f"           about {minutes:.0f} minutes where it was last measured" if minutes else "")
+    say(f"           files: {relative(root)}")
+    if options.dry_run:
+        return {}, []
+
+    root.mkdir(parents=True, exist_ok=True)
+    lock = (root / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise InputError(
+            f"{relative(root)} is in use by another `make reproduce`: wait for it or stop it"
+        ) from error
+
+    steps = Steps(["torch", "numpy", f"papers.{slug}.train", f"papers.{slug}.eval", f"papers.{slug}.model"])
+    data = make_standin(slug, options.profile, steps) if standin else options.data
+    if not data.is_dir():
+        raise InputError(f"{data}: there is no such folder; DATA must be the folder of the data set")
+    fingerprint = fingerprint_of_data(data)
+
+    needs = {variant["name"]: variant.get("needs") for variant in paper["variant"]}
+    failures: list[str] = []
+    durations: dict[str, list[float]] = {name: [] for name in variants}
+    memory = {"memory_mb": 0.0}
+    results: dict[str, dict] = {}
+    runs = [(seed, name) for seed in range(seeds) for name in variants]
+    for number, (seed, name) in enumerate(runs, 1):
+        label = f"[{number:2d}/{total}]    {name}, seed {seed}"
+        folder = root / name / f"seed{seed}"
+        needed = root / needs[name] / f"seed{seed}" / "checkpoint.pt" if needs[name] else None
+        config = configure(
+            train_module.Config, train_module.PROFILES, train_module.VARIANTS, options.profile, name,
+            **{"data": data, "out": folder, "seed": seed, "device": options.device, "init": needed, **overrides},
+        )  # fmt: skip
+        try:
+            used = _train_and_evaluate(slug, config, fingerprint, needed, steps, label)
+        except (RuntimeError, InputError) as error:
+            failures.append(f"{name}, seed {seed}: {error}")
+            say(f"{label}: FAILED, {error}; going on with the others")
+            continue
+        durations[name].append(used["seconds"])
+        for key in ("memory_mb", "gpu_memory_mb"):
+            if key in used:
+                memory[key] = max(memory.get(key, 0.0), used[key])
+        results.setdefault(name, {})[str(seed)] = read_metrics(folder / "metrics.csv")
+
+    panel = [root / name / "seed0" / "checkpoint.pt" for name in paper["panel"] if name in results]
+    if panel and len(panel) == len(paper["panel"]):
+        try:
+            arguments = {
+                "data": data,
+                "checkpoints": panel,
+                "out": root / "panel.png",
+                "device": options.device,
+            }
+            steps.run(f"papers.{slug}.eval", "panel", arguments, root)
+            say(f"picture    {relative(root / 'panel.png')}")
+        except (RuntimeError, InputError) as error:
+            failures.append(f"panel: {error}")
+
+    from benchmarks.claims import check, claims_for
+
+    better = {metric["column"]: metric["better"] for metric in paper["metric"]}
+    verdicts = {
+        claim["id"]: check(claim, results, better[claim["metric"]]) for claim in claims_for(paper, dataset)
+    }
+    result = {
+        "slug": slug,
+        "dataset": dataset,
+        "standin": standin,
+        "profile": options.profile,
+        "seeds": seeds,
+        "overrides": overrides,
+        "cases": max((len(table) for by_seed in results.values() for table in by_seed.values()), default=0),
+        "code": ledger.digest_of_paper(slug),
+        "date": time.strftime("%Y-%m-%d"),
+        "device": describe_device(options.device),
+        "versions": versions(),
+        "minutes": round(sum(map(sum, durations.values())) / 60, 2),
+        "seconds_per_run": {name: round(sum(d) / len(d), 1) for name, d in durations.items() if d},
+        **{key: round(value) for key, value in memory.items()},
+        "verdicts": verdicts,
+        "results": results,
+    }
+    if results:
+        ledger.write_result(result, root / "result.json")
+    return result, failures
+
+
+def _train_and_evaluate(
+    slug: str, config, fingerprint: str, needed: Path | None, steps: Steps, label: str
+) -> dict:
+    """Train and evaluate one variant, or as much of it as is not up to date."""
+    folder = Path(config.out)
+    if needed is not None:
+        if not needed.exists():
+            raise RuntimeError(f"needs {relative(needed)}, which is not there")
+        fingerprint += hashlib.sha256(needed.read_bytes()).hexdigest()[:16]
+    trained = digest_of_step(slug, config, fingerprint, with_evaluation=False)
+    evaluated = digest_of_step(slug, config, fingerprint, with_evaluation=True)
+    marker = folder / "steps.json"
+    state = _marker(marker)
+    if state.get("started") != trained:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        state = {"started": trained}
+        marker.write_text(json.dumps(state))
+    if state.get("evaluated") == evaluated and (folder / "metrics.csv").exists():
+        say(f"{label}: up to date")
+        return state["used"]
+    say(f"{label} ...")
+    used = dict(state.get("used", {"seconds": 0.0}))
+    if state.get("trained") != trained:
+        config.resume = True
+        used = steps.run(f"papers.{slug}.train", "train", {"config": config}, folder)
+        state = {**state, "trained": trained, "used": used}
+        marker.write_text(json.dumps(state))
+    arguments = {
+        "data": config.data,
+        "checkpoint": folder / "checkpoint.pt",
+        "out": folder,
+        "device": config.device,
+    }
+    more = steps.run(f"papers.{slug}.eval", "evaluate", arguments, folder)
+    used = {key: used[key] + more[key] if key == "seconds" else max(used[key], more[key]) for key in used}
+    marker.write_text(json.dumps({**state, "evaluated": evaluated, "used": used}))
+    say(f"{label}: {used['seconds']:.0f} s")
+    return used
+
+
+# --- comparison with the ledger --------------------------------------------------------------------------
+
+
+def differences(result: dict, recorded: dict, tolerance: float) -> list[str]:
+    """Sentences on every mean that is farther from the ledger's than `tolerance`, relatively."""
+    found = []
+    for variant, by_seed in recorded["results"].items():
+        if variant not in result["results"]:
+            found.append(f"{variant}: in the ledger, but not in this run")
+            continue
+        columns = next(iter(next(iter(by_seed.values())).values()))
+        for column in columns:
+            then, now = (ledger.mean_of(r, variant, column) for r in (recorded, result))
+            if (then is None) != (now is None):
+                found.append(f"{variant} {column}: {now} against {then} in the ledger")
+            elif then and abs(now[0] - then[0]) > tolerance * max(abs(then[0]), 1e-6):
+                found.append(f"{variant} {column}: {now[0]:.4g} against {then[0]:.4g} in the ledger")
+    return found
+
+
+def main_one(slug: str, options: Options) -> bool:
+    """One paper with its table; True if every step succeeded and, with `check`, agrees with the ledger."""
+    from benchmarks import table
+
+    result, failures = reproduce(slug, options)
+    if options.dry_run:
+        return True
+    paper = ledger.load_paper(slug)
+    if result["results"]:
+        say("\n" + table.for_terminal(paper, result))
+    path = ledger.result_path(slug, result["dataset"], result["profile"])
+    if options.check:
+        if not path.exists():
+            failures.append(f"nothing to compare with: {relative(path)} is not in the ledger")
+        else:
+            recorded = json.loads(path.read_text())
+            failures += differences(result, recorded, options.tolerance)
+            for name, verdict in recorded["verdicts"].items():
+                now = result["verdicts"].get(name, {}).get("verdict")
+                if now != verdict["verdict"]:
+                    say(f"note: {name} is {now} here and {verdict['verdict']} in the ledger")
+            if not failures:
+                say(f"agrees with the ledger: all means within {options.tolerance:.0%}")
+    if options.record and not failures:
+        ledger.write_result(result, path)
+        picture = ledger.ROOT / "runs" / slug / f"{result['dataset']}-{result['profile']}" / "panel.png"
+        if picture.exists():
+            shutil.copyfile(picture, path.with_suffix(".png"))
+        table.write_all()
+        say(f"recorded in {relative(path)}, and the tables written anew")
+    for failure in failures:
+        say(f"failed: {failure}")
+    return not failures
+
+
+def main_all(options: Options) -> bool:
+    """Every paper, `jobs` at a time, each in a process of its own; a summary at the end."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    passed = [f"--{name}" for name in ("record", "check", "dry_run") if getattr(options, name)]
+    passed = [flag.replace("_", "-") for flag in passed]
+    passed += ["--profile", options.profile, "--device", options.device]
+    if options.seeds:
+        passed += ["--seeds", str(options.seeds)]
+
+    def one(slug: str) -> tuple[str, int]:
+        command = [sys.executable, "-m", "benchmarks.reproduce", "--paper", slug, *passed]
+        done = subprocess.run(command, cwd=ledger.ROOT, capture_output=options.jobs > 1, text=True)
+        if options.jobs > 1:
+            say(done.stdout + done.stderr)
+        return slug, done.returncode
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        codes = dict(pool.map(one, ledger.slugs()))
+    for slug, code in codes.items():
+        say(f"{slug:20s} {'done' if code == 0 else f'FAILED with exit code {code}'}")
+    return not any(codes.values())
+
+
+def main(argv: list[str] | None = None) -> None:
+    import tyro
+
+    def run() -> None:
+        options = tyro.cli(Options, args=argv)
+        if options.record and options.profile == "smoke":
+            raise InputError("a smoke run can't be recorded: it shows that the code runs, nothing else")
+        ok = main_all(options) if options.paper == "all" else main_one(options.paper, options)
+        if not ok:
+            sys.exit(1)
+
+    run_main(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Generators of stand-in data sets, one per paper, and the simulators that they share."""

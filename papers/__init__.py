@@ -1,0 +1,1 @@
+"""Independent reproductions, one folder per paper."""

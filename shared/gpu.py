@@ -1,0 +1,612 @@
+"""Devices, precision, seeds, several processes, checkpoints: what surrounds a training loop.
+
+A paper's loop stays plain PyTorch; `Run` gives it batches and takes the loss:
+
+    run = gpu.Run(config, paper="cdinet")
+    model = run.prepare(build_model(config))
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+    run.restore(optimizer=optimizer)                        # --resume
+    for step, batch in run.batches(dataset, config.steps):
+        with run.autocast():
+            loss = criterion(model(batch["image"]), batch["label"])
+        run.update(loss, optimizer)                         # backward, step, log, stop if not finite
+
+What holds for every paper that is written so:
+
+* Batch number k is a function of (seed, k) alone, and so is every random draw made in the data set's
+  `__getitem__`, for any number of processes and workers.
+* A run that is stopped and resumed gives, on CPU, bit for bit the weights of one that was not.
+* N processes with the same global batch follow the loss of one process (batch norm is synchronised).
+* A checkpoint is complete or absent: it is written beside the old one and then renamed.
+"""
+
+import atexit
+import contextlib
+import csv
+import json
+import math
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from shared.cli import MAY_CHANGE_ON_RESUME, RunConfig, config_to_dict
+from shared.errors import InputError
+
+
+class TrainingStopped(RuntimeError):
+    """The run can't go on, and the last good checkpoint was kept: a loss that is not finite."""
+
+
+# --- device, precision, seeds ----------------------------------------------------------------------------
+
+
+def choose_device(name: str = "auto", local_rank: int = 0) -> torch.device:
+    """`auto` is the GPU of this process if there is one, else the CPU.
+
+    Raises:
+        InputError: a device that torch does not know or this machine does not have.
+    """
+    if name in ("auto", "cuda"):
+        if torch.cuda.is_available():
+            return torch.device("cuda", local_rank)
+        if name == "auto":
+            return torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device '{name}' can't be used here: try --device cpu or --device auto") from error
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch on all devices."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def set_determinism(deterministic: bool) -> None:
+    """Deterministic kernels where torch has them. CPU kernels already are; on a GPU this costs speed."""
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+    if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        torch.set_float32_matmul_precision("high")
+
+
+def precision_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """dtype of the forward pass: `auto` is bf16 on a GPU and float32 elsewhere."""
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "float32"
+    return {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def to_device(batch, device: torch.device):
+    """Move tensors in nested dictionaries, lists and tuples; leave anything else as it is."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, write) -> None:
+    """Call `write(temporary_path)` and rename the result to `path`; a failure leaves `path` as it was."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(path: Path, content: dict) -> None:
+    """`torch.save`, atomically. `content` holds tensors and plain Python types only."""
+    write_atomically(path, lambda temporary: torch.save(content, temporary))
+
+
+def load_checkpoint(path: Path, paper: str | None = None, variant: str | None = None) -> dict:
+    """Read a checkpoint written by `Run`, onto the CPU, with `weights_only=True`.
+
+    Returns:
+        dictionary with `paper`, `config` (a dictionary), `step`, `models`, `objects`, `scaler`, `rng`.
+
+    Raises:
+        InputError: the file is missing, truncated, not a checkpoint, or of another paper or variant.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(
+            f"{path}: there is no checkpoint here; train first, or give the path of a checkpoint.pt"
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        found_paper, found_variant = content["paper"], content["config"]["variant"]
+    except Exception as error:
+        raise InputError(
+            f"{path}: not a readable checkpoint of this project (truncated, or another format)"
+        ) from error
+    if paper is not None and found_paper != paper:
+        raise InputError(f"{path}: this is a checkpoint of '{found_paper}', expected one of '{paper}'")
+    if variant is not None and found_variant != variant:
+        raise InputError(f"{path}: this is a checkpoint of variant '{found_variant}', expected '{variant}'")
+    return content
+
+
+def _rng_state(device: torch.device) -> dict:
+    numpy_state = np.random.get_state()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": [numpy_state[0], torch.from_numpy(numpy_state[1].astype(np.int64)), *numpy_state[2:]],
+        "python": list(random.getstate()[1]),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_rng_state(state: dict, device: torch.device) -> None:
+    torch.set_rng_state(state["torch"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    random.setstate((3, tuple(state["python"]), None))
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+# --- several processes -----------------------------------------------------------------------------------
+
+
+class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over all processes on CPU (gloo), where `torch.nn.SyncBatchNorm` does not run."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least 2 dimensions, found {input.dim()}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        from torch.distributed.nn.functional import all_reduce
+
+        dims = [0, *range(2, input.dim())]
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        moments = torch.cat(
+            [input.sum(dims), (input * input).sum(dims), input.new_ones(1) * (input.numel() / input.shape[1])]
+        )
+        total, squares, count = all_reduce(moments).split([input.shape[1], input.shape[1], 1])
+        mean = total / count
+        variance = squares / count - mean * mean
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                weight = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+                self.running_mean.lerp_(mean, weight)
+                self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), weight)
+        output = (input - mean.view(shape)) * torch.rsqrt(variance.view(shape) + self.eps)
+        return output * self.weight.view(shape) + self.bias.view(shape) if self.affine else output
+
+
+def synchronise_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
+    """Replace batch-norm layers by ones that share their statistics over all processes; weights are kept."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            synced = SyncedBatchNorm(
+                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
+            )
+            synced.load_state_dict(child.state_dict())
+            setattr(module, name, synced)
+        else:
+            synchronise_batch_norm(child, device)
+    return module
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """Concatenate `(B, ...)` of all processes to `(world * B, ...)`, differentiably; one process: as it is.
+
+    For losses over the whole batch, such as contrastive ones. The gradient is that of the mean over
+    processes of the loss computed in each, which is what DistributedDataParallel averages.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return tensor
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(tensor))
+
+
+# --- order of the samples --------------------------------------------------------------------------------
+
+
+class StepSampler:
+    """Batches of (index, seed) for the steps `start` to `steps`, a function of the step number alone.
+
+    Each epoch is a new permutation; an incomplete last batch is dropped unless the data set is smaller
+    than one batch, in which case batches run on over the epochs. With several processes each takes its
+    part of the global batch; with accumulation each part is yielded as a batch of its own.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, seed: int, start: int, steps: int, rank=0, world=1, accumulate=1
+    ):
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.start, self.steps = start, steps
+        self.rank, self.world, self.accumulate = rank, world, accumulate
+
+    def __len__(self) -> int:
+        return max(0, self.steps - self.start) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        usable = (
+            self.length - self.length % self.batch_size if self.length >= self.batch_size else self.length
+        )
+        part = self.batch_size // (self.world * self.accumulate)
+        cached_epoch, order = -1, None
+        for step in range(self.start, self.steps):
+            batch = []
+            for k in range(step * self.batch_size, (step + 1) * self.batch_size):
+                epoch, position = divmod(k, usable)
+                if epoch != cached_epoch:
+                    cached_epoch, order = (
+                        epoch,
+                        np.random.default_rng([self.seed, epoch]).permutation(self.length),
+                    )
+                batch.append((int(order[position]), k))
+            mine = batch[self.rank * part * self.accumulate : (self.rank + 1) * part * self.accumulate]
+            for first in range(0, len(mine), part):
+                yield mine[first : first + part]
+
+
+class _SeededSamples(Dataset):
+    """Draws sample `index` with torch, NumPy and Python seeded by (run seed, position in the sequence)."""
+
+    def __init__(self, dataset: Dataset, seed: int):
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, index_and_position: tuple[int, int]):
+        index, position = index_and_position
+        seed = int(np.random.SeedSequence([self.seed, position]).generate_state(1)[0])
+        numpy_state, python_state, torch_state = (
+            np.random.get_state(),
+            random.getstate(),
+            torch.get_rng_state(),
+        )
+        try:
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.default_generator.manual_seed(seed)
+            return self.dataset[index]
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+            torch.set_rng_state(torch_state)
+
+
+# --- the run ---------------------------------------------------------------------------------------------
+
+
+class Run:
+    """One training run: its device, its processes, its folder `config.out`, the step that it is at.
+
+    Args:
+        config: the paper's configuration.
+        paper: slug, written into the checkpoint and checked when one is read.
+
+    Raises:
+        InputError: the device is not there, the folder holds a run with other settings, or the batch
+            can't be divided over processes and accumulation steps.
+    """
+
+    def __init__(self, config: RunConfig, paper: str):
+        self.config, self.paper, self.out = config, paper, Path(config.out)
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.device = choose_device(config.device, int(os.environ.get("LOCAL_RANK", 0)))
+        self.dtype = precision_dtype(config.precision, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        if config.batch_size % (self.world * config.accumulate):
+            raise InputError(
+                f"--batch-size {config.batch_size} can't be divided into {self.world} processes "
+                f"times --accumulate {config.accumulate}"
+            )
+        if self.world > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            atexit.register(dist.destroy_process_group)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        set_determinism(config.deterministic)
+        seed_everything(config.seed)
+        self.step = 0
+        self.models: list[nn.Module] = []
+        self._wrapped: list[nn.Module] = []
+        self._objects: dict[str, object] = {}
+        self._rows: list[dict] = []
+        self._micro = 0
+        self._interrupted = False
+        if not config.resume and self.rank == 0:
+            self._clear_folder()
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.out / "checkpoint.pt"
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that writes files and prints."""
+        return self.rank == 0
+
+    def _clear_folder(self) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        for name in ("checkpoint.pt", "log.csv"):
+            (self.out / name).unlink(missing_ok=True)
+        text = json.dumps(config_to_dict(self.config), indent=2)
+        write_atomically(self.out / "config.json", lambda path: path.write_text(text + "\n"))
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """Move to the device; channels-last, synchronised batch norm, DistributedDataParallel, compile."""
+        if self.world > 1:
+            model = synchronise_batch_norm(model, self.device)
+        model = model.to(self.device)
+        if self.config.channels_last:
+            for parameter in model.parameters():
+                layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(parameter.dim())
+                if layout is not None:
+                    parameter.data = parameter.data.contiguous(memory_format=layout)
+        self.models.append(model)
+        wrapped = model
+        if self.config.compile:
+            wrapped = torch.compile(wrapped)
+        if self.world > 1 and any(parameter.requires_grad for parameter in model.parameters()):
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            wrapped = nn.parallel.DistributedDataParallel(wrapped, device_ids=ids)
+        self._wrapped.append(wrapped)
+        return wrapped
+
+    def restore(self, **objects) -> int:
+        """Register what a checkpoint must hold beside the models (anything with `state_dict`: optimizers,
+        schedulers, averaged models) and, with `--resume`, load all of it.
+
+        Returns:
+            the step to go on from; 0 for a new run.
+        """
+        self._objects = objects
+        if not self.config.resume or not self.checkpoint_path.exists():
+            if self.config.resume and self.rank == 0:
+                self._clear_folder()
+            return 0
+        content = load_checkpoint(self.checkpoint_path, self.paper)
+        now = config_to_dict(self.config)
+        changed = [
+            f"{name} was {content['config'].get(name)!r} and is now {value!r}"
+            for name, value in now.items()
+            if name not in MAY_CHANGE_ON_RESUME and content["config"].get(name) != value
+        ]
+        if changed:
+            raise InputError(
+                f"{self.checkpoint_path}: can't resume with other settings: {'; '.join(changed)}"
+            )
+        for model, state in zip(self.models, content["models"], strict=True):
+            model.load_state_dict(state)
+        for name, item in objects.items():
+            item.load_state_dict(content["objects"][name])
+        self.scaler.load_state_dict(content["scaler"])
+        if len(content["rng"]) == self.world:
+            _set_rng_state(content["rng"][self.rank], self.device)
+        self.step = content["step"]
+        if self.is_main:
+            self._truncate_log()
+        return self.step
+
+    def save(self) -> None:
+        """Write the checkpoint, after making sure that every loss up to here was finite."""
+        self._flush_log()
+        rng = [_rng_state(self.device)]
+        if self.world > 1:
+            gathered = [None] * self.world
+            dist.all_gather_object(gathered, rng[0])
+            rng = gathered
+        if self.is_main:
+            content = {
+                "paper": self.paper,
+                "config": config_to_dict(self.config),
+                "step": self.step,
+                "models": [model.state_dict() for model in self.models],
+                "objects": {name: item.state_dict() for name, item in self._objects.items()},
+                "scaler": self.scaler.state_dict(),
+                "rng": rng,
+            }
+            save_checkpoint(self.checkpoint_path, content)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Context of the forward pass: autocast to the run's precision; nothing for float32."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def batches(self, dataset: Dataset, steps: int, collate=default_collate) -> Iterator[tuple[int, dict]]:
+        """Yield (step, batch on the device) from the current step up to `steps`, and look after the run:
+        progress bar, checkpoints, Ctrl-C and SIGTERM, the last checkpoint.
+
+        With `accumulate` n each step is yielded n times, with another part of the batch. Call it again
+        with a larger `steps` for a further phase of the training (another data set, say).
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, once the checkpoint is written.
+            TrainingStopped: a loss was not finite; the last good checkpoint is kept.
+        """
+        from tqdm import tqdm
+
+        config = self.config
+        sampler = StepSampler(
+            len(dataset),
+            config.batch_size,
+            config.seed,
+            self.step,
+            steps,
+            self.rank,
+            self.world,
+            config.accumulate,
+        )
+        loader = DataLoader(
+            _SeededSamples(dataset, config.seed),
+            batch_sampler=sampler,
+            num_workers=config.workers,
+            collate_fn=collate,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else the loader would draw from the run's random numbers
+        )
+        quiet = not sys.stderr.isatty() or not self.is_main
+        bar = tqdm(
+            total=steps, initial=self.step, desc=config.variant, unit="step", disable=quiet, leave=False
+        )
+        self._saved_at = time.monotonic()
+        with self._interruptible(), bar:
+            for position, batch in enumerate(loader):
+                self._micro = position % config.accumulate
+                last = self._micro == config.accumulate - 1
+                for wrapped in self._wrapped:
+                    if isinstance(wrapped, nn.parallel.DistributedDataParallel):
+                        wrapped.require_backward_grad_sync = last
+                yield self.step, to_device(batch, self.device)
+                if not last:
+                    continue
+                self.step += 1
+                self._after_step(bar)
+            if self.step == steps:
+                self.save()
+
+    def _after_step(self, bar) -> None:
+        if self.device.type == "cpu" or self.step % 20 == 0:
+            losses = self._flush_log()
+            bar.set_postfix_str(losses, refresh=False)
+        bar.update()
+        stop = self._interrupted
+        due = time.monotonic() - self._saved_at > self.config.checkpoint_every
+        if self.world > 1:  # all processes must decide alike
+            flags = torch.tensor([float(stop), float(due)], device=self.device)
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+            stop, due = bool(flags[0]), bool(flags[1])
+        if stop or due:
+            self.save()
+            self._saved_at = time.monotonic()
+        if stop:
+            raise KeyboardInterrupt(f"stopped after step {self.step}; go on with --resume --out {self.out}")
+
+    @contextlib.contextmanager
+    def _interruptible(self):
+        """Ctrl-C and SIGTERM set a flag that is looked at after each step; a second Ctrl-C stops at once."""
+
+        def on_signal(number, frame):
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+
+        try:
+            old = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread: leave signals alone
+            old = {}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def update(
+        self, loss: Tensor, optimizer, scheduler=None, *, clip: float | None = None, name="loss", **parts
+    ):
+        """Backward pass and, at the last accumulation part, one step of optimizer and scheduler.
+
+        Args:
+            loss: mean loss of this part of the batch.
+            clip: largest norm of the gradient, if it is to be clipped.
+            name: column of `loss` in log.csv; give another for a second optimizer in the same step.
+            **parts: tensors or numbers for further columns.
+        """
+        self.scaler.scale(loss / self.config.accumulate).backward()
+        self._record(name, loss)
+        for key, value in parts.items():
+            self._record(key, value)
+        if self._micro < self.config.accumulate - 1:
+            return
+        self.step_optimizer(optimizer, clip)
+        if scheduler is not None:
+            scheduler.step()
+
+    def step_optimizer(self, optimizer, clip: float | None = None) -> None:
+        if clip is not None:
+            self.scaler.unscale_(optimizer)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, clip)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+    # The log. Values stay on the device until a flush, so that a GPU is not made to wait at every step.
+
+    def _record(self, key: str, value) -> None:
+        if not self._rows or self._rows[-1]["step"] != self.step + 1:
+            self._rows.append({"step": self.step + 1})
+        value = value.detach().float() if isinstance(value, Tensor) else torch.tensor(float(value))
+        self._rows[-1].setdefault(key, []).append(value)
+
+    def _flush_log(self) -> str:
+        """Write the waiting rows; average them over accumulation parts and processes first."""
+        rows, self._rows = self._rows, []
+        written = []
+        for row in rows:
+            values = {key: torch.stack(value).mean() for key, value in row.items() if key != "step"}
+            if self.world > 1:
+                stacked = torch.stack([value.to(self.device) for value in values.values()])
+                dist.all_reduce(stacked)
+                values = dict(zip(values, stacked / self.world))
+            written.append({"step": row["step"], **{key: value.item() for key, value in values.items()}})
+        if self.is_main and written:
+            path = self.out / "log.csv"
+            new = not path.exists()
+            with path.open("a", newline="") as file:
+                writer = csv.DictWriter(file, written[0].keys(), extrasaction="ignore")
+                if new:
+                    writer.writeheader()
+                writer.writerows(written)
+        for row in written:
+            for key, value in row.items():
+                if not math.isfinite(value):
+                    kept = f"the checkpoint {self.checkpoint_path} of an earlier step is kept"
+                    if not self.checkpoint_path.exists():
+                        kept = "no checkpoint had been written yet"
+                    raise TrainingStopped(f"{key} became {value} at step {row['step']}; {kept}")
+        if not written:
+            return ""
+        return ", ".join(f"{key} {value:.4g}" for key, value in written[-1].items() if key != "step")
+
+    def _truncate_log(self) -> None:
+        path = self.out / "log.csv"
+        if not path.exists():
+            return
+        header, *rows = path.read_text().splitlines()
+        kept = [row for row in rows if row.split(",")[0].isdigit() and int(row.split(",")[0]) <= self.step]
+        write_atomically(path, lambda temporary: temporary.write_text("\n".join([header, *kept]) + "\n"))
+
+
+def read_log(path: Path) -> dict[str, list[float]]:
+    """The columns of a log.csv."""
+    with Path(path).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {key: [float(row[key]) for row in rows] for key in rows[0]} if rows else {}

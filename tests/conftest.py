@@ -1,0 +1,61 @@
+"""Fixtures for all tests: no network, and one small data set and one short run per paper."""
+
+import importlib
+import socket
+
+import pytest
+
+from benchmarks import ledger
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Nothing may leave this machine: a connection to any other address fails the test."""
+    connect = socket.socket.connect
+
+    def only_local(self, address):
+        local = self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1", "localhost")
+        assert local, f"a test tried to reach {address}"
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", only_local)
+
+
+@pytest.fixture(scope="session")
+def smoke_data(tmp_path_factory):
+    """slug -> folder of its smallest stand-in, made once."""
+    made = {}
+
+    def make(slug: str):
+        if slug not in made:
+            folder = tmp_path_factory.mktemp(slug) / "standin"
+            importlib.import_module(f"benchmarks.standins.{slug}").generate(folder, size="smoke", seed=0)
+            made[slug] = folder
+        return made[slug]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory, smoke_data):
+    """(slug, variant) -> folder of a finished smoke run of the variant, trained once."""
+    from tests.smoke import train_variant
+
+    made = {}
+
+    def run(slug: str, variant: str | None = None):
+        variant = variant or proposed(slug)
+        if (slug, variant) not in made:
+            folder = tmp_path_factory.mktemp(f"{slug}-{variant}") / "run"
+            needs = {item["name"]: item.get("needs") for item in ledger.load_paper(slug)["variant"]}
+            init = run(slug, needs[variant]) / "checkpoint.pt" if needs[variant] else None
+            train_variant(slug, variant, smoke_data(slug), folder, init=init)
+            made[slug, variant] = folder
+        return made[slug, variant]
+
+    return run
+
+
+def proposed(slug: str) -> str:
+    """Name of the variant that is the paper's method."""
+    return next(item["name"] for item in ledger.load_paper(slug)["variant"] if item["role"] == "proposed")

@@ -1,0 +1,442 @@
+"""The contract that every paper meets, whatever it is about. One set of tests over all folders of `papers/`."""
+
+import ast
+import importlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import claims, ledger
+from tests.conftest import proposed
+from tests.damage import put_nan, truncate
+from tests.smoke import smoke_config, train_in_processes, train_variant
+
+ROOT = ledger.ROOT
+SLUGS = ledger.slugs()
+each_paper = pytest.mark.parametrize(
+    "slug", [pytest.param(slug, marks=pytest.mark.xdist_group(slug)) for slug in SLUGS]
+)
+
+
+def module(slug: str, name: str):
+    return importlib.import_module(f"papers.{slug}.{name}")
+
+
+def exit_of(call, argv: list[str], capsys) -> tuple[int, str]:
+    """Exit code and stderr of a command line."""
+    with pytest.raises(SystemExit) as stopped:
+        call(argv)
+    return stopped.value.code, capsys.readouterr().err
+
+
+def assert_one_sentence(code: int, message: str, *expected: str) -> None:
+    """A user's mistake: exit code 2, one line, no traceback, naming what is concerned."""
+    assert code == 2, message
+    lines = [line for line in message.strip().splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in message, message
+    for part in expected:
+        assert part in errors[0], f"expected {part!r} in: {errors[0]}"
+
+
+# --- what lies in the folder -----------------------------------------------------------------------------
+
+
+@each_paper
+def test_files(slug):
+    for name in ("README.md", "paper.toml", "model.py", "data.py", "train.py", "eval.py", "__init__.py"):
+        assert (ROOT / "papers" / slug / name).is_file(), f"papers/{slug}/{name} is missing"
+    assert (ROOT / "tests" / "papers" / f"test_{slug}.py").is_file()
+    assert (ROOT / "benchmarks" / "standins" / f"{slug}.py").is_file()
+    for path in (ROOT / "papers" / slug).rglob("*.py"):
+        assert path.stem not in ("utils", "helpers", "misc", "common"), f"name {path} after what it holds"
+
+
+@each_paper
+def test_paper_toml(slug):
+    paper = ledger.load_paper(slug)
+    assert paper["slug"] == slug
+    for key in ("name", "title", "authors", "venue", "year", "task", "modality", "datasets", "standin"):
+        assert paper.get(key), f"paper.toml has no {key}"
+    for dataset in paper["datasets"]:
+        assert {"name", "access", "url", "n"} <= set(dataset)
+    variants = [variant["name"] for variant in paper["variant"]]
+    assert len(set(variants)) == len(variants)
+    assert set(variants) == set(module(slug, "train").VARIANTS), "variants of paper.toml and train.py differ"
+    assert [v["role"] for v in paper["variant"]].count("proposed") == 1
+    for variant in paper["variant"]:
+        assert variant["role"] in ("proposed", "baseline", "ablation", "input", "pretraining"), variant
+        assert variant["label"]
+        assert variant.get("needs") in (None, *variants)
+    for profile in ("smoke", "cpu", "paper"):
+        assert profile in paper["profiles"] and profile in module(slug, "train").PROFILES
+        assert set(paper["profiles"][profile].get("variants", [])) <= set(variants)
+    metrics = {metric["column"]: metric for metric in paper["metric"]}
+    methods = {(row["table"], row["method"]) for row in paper.get("result", [])}
+    for row in paper.get("result", []):
+        assert row["metrics"] and all(isinstance(value, int | float) for value in row["metrics"].values())
+    for metric in metrics.values():
+        assert metric["better"] in ("lower", "higher") and metric["label"]
+        if "reported" in metric:
+            assert any(table == metric["reported"]["table"] for table, _ in methods), metric
+    for variant in paper["variant"]:
+        if "reported" in variant:
+            assert any(method == variant["reported"] for _, method in methods), variant
+    assert paper["claim"], "a paper without claims can't be reproduced"
+    assert len({claim["id"] for claim in paper["claim"]}) == len(paper["claim"])
+    for claim in paper["claim"]:
+        assert claim["kind"] in claims.KINDS and claim["text"] and claim["reported"]
+        assert claim["metric"] in metrics, f"{claim['id']}: no metric {claim['metric']}"
+        assert set(claims.variants_of(claim)) <= set(variants), claim
+    default = set(paper["profiles"]["cpu"].get("variants", variants))
+    for claim in paper["claim"]:
+        if "datasets" not in claim or "standin" in claim["datasets"]:
+            missing = set(claims.variants_of(claim)) - default
+            assert not missing, f"{claim['id']} needs {missing}, which `make reproduce` does not run"
+
+
+@each_paper
+def test_imports_go_one_way(slug):
+    for path in ledger.paper_files(slug):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: relative import"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            for name in names:
+                first, *rest = name.split(".")
+                assert first not in ("benchmarks", "tests"), f"{path} imports {name}"
+                assert first != "papers" or rest[0] == slug, f"{path} imports another paper: {name}"
+
+
+@each_paper
+def test_readme_names_things_that_exist(slug):
+    text = (ROOT / "papers" / slug / "README.md").read_text()
+    for heading in (
+        "## Run it",
+        "## Results",
+        "## Where each part lives",
+        "## Deviations and choices",
+        "## Errata",
+    ):
+        assert heading in text, f"README.md has no section '{heading}'"
+    section = text.split("## Where each part lives")[1].split("\n## ")[0]
+    parts = re.findall(r"^\| \*{0,2}M(\d+)", section, re.M)
+    assert parts and [int(part) for part in parts] == list(range(1, len(parts) + 1)), parts
+    names = re.findall(r"`(\w+)\.(\w+(?:\.\w+)?)`", section)
+    assert len(names) >= len(parts), "each part needs at least one `file.name`"
+    for file, name in names:
+        found = module(slug, file)
+        for attribute in name.split("."):
+            found = getattr(found, attribute, None)
+            assert found is not None, f"README.md names {file}.{name}, which does not exist"
+
+
+@each_paper
+def test_every_setting_is_documented_and_read(slug):
+    train = module(slug, "train")
+    paper_code = "".join(path.read_text() for path in ledger.paper_files(slug))
+    shared_code = (ROOT / "shared" / "gpu.py").read_text()
+    tree = ast.parse((ROOT / "papers" / slug / "train.py").read_text())
+    body = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Config").body
+    for position, node in enumerate(body):
+        if isinstance(node, ast.AnnAssign):
+            after = body[position + 1] if position + 1 < len(body) else None
+            documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            assert documented, f"Config.{node.target.id} has no docstring"
+    for name in train.Config.__dataclass_fields__:
+        if name in ("profile", "resume"):
+            continue
+        used = re.search(rf"config\.{name}\b", paper_code + shared_code)
+        assert used, f"nothing reads the setting {name}"
+
+
+@each_paper
+def test_command_lines_answer_at_once(slug):
+    for name in ("train", "eval"):
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", f"papers.{slug}.{name}", "--help"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        seconds = time.perf_counter() - start
+        assert done.returncode == 0, done.stderr
+        assert "torch" not in heavy_imports(f"papers.{slug}.{name}"), f"{name}.py imports torch at its top"
+        assert seconds < 3, f"--help took {seconds:.1f} s"  # under a second on an idle machine
+
+
+def heavy_imports(name: str) -> set[str]:
+    code = f"import sys, {name}; print(*[m for m in ('torch', 'scipy', 'pandas', 'matplotlib') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+# --- what training does ----------------------------------------------------------------------------------
+
+
+@each_paper
+def test_every_parameter_gets_a_gradient(slug, smoke_data, smoke_run, tmp_path, monkeypatch):
+    from shared import gpu
+
+    step_optimizer = gpu.Run.step_optimizer
+    seen: dict[str, bool] = {}
+
+    def look(self, optimizer, clip=None):
+        for number, model in enumerate(self.models):
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    key = f"{number}:{name}"
+                    good = parameter.grad is not None and bool(parameter.grad.isfinite().all())
+                    seen[key] = seen.get(key, False) or good
+        return step_optimizer(self, optimizer, clip)
+
+    monkeypatch.setattr(gpu.Run, "step_optimizer", look)
+    for variant in ledger.load_paper(slug)["variant"]:
+        seen.clear()
+        init = smoke_run(slug, variant["needs"]) / "checkpoint.pt" if variant.get("needs") else None
+        seen.clear()
+        train_variant(slug, variant["name"], smoke_data(slug), tmp_path / variant["name"], init=init)
+        dead = [name for name, good in seen.items() if not good]
+        assert not dead, f"variant {variant['name']}: no finite gradient in {dead}"
+        assert seen or variant["role"] == "input", f"variant {variant['name']} trains nothing"
+
+
+def load(folder: Path) -> dict:
+    from shared.gpu import load_checkpoint
+
+    return load_checkpoint(folder / "checkpoint.pt")
+
+
+def assert_same(a, b, path="") -> None:
+    """Bit for bit the same tensors in nested dictionaries and lists."""
+    import torch
+
+    assert type(a) is type(b), path
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_same(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for number, (x, y) in enumerate(zip(a, b)):
+            assert_same(x, y, f"{path}/{number}")
+    else:
+        assert a == b, path
+
+
+@each_paper
+def test_stop_and_resume_is_bit_exact(slug, smoke_data, smoke_run, tmp_path, monkeypatch):
+    from shared import gpu
+
+    variant = proposed(slug)
+    needed = next(v.get("needs") for v in ledger.load_paper(slug)["variant"] if v["name"] == variant)
+    init = smoke_run(slug, needed) / "checkpoint.pt" if needed else None
+    whole = load(smoke_run(slug, variant))
+    stop_at = max(1, whole["step"] // 2)
+    assert whole["step"] > stop_at, "a smoke run needs at least 2 steps"
+    after_step = gpu.Run._after_step
+
+    def interrupt(self, bar):
+        self._interrupted = self.step == stop_at
+        return after_step(self, bar)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gpu.Run, "_after_step", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train_variant(slug, variant, smoke_data(slug), tmp_path, init=init)
+    assert load(tmp_path)["step"] == stop_at
+    train_variant(slug, variant, smoke_data(slug), tmp_path, init=init, resume=True)
+    resumed = load(tmp_path)
+    for key in ("step", "models", "objects", "rng"):
+        assert_same(whole[key], resumed[key], key)
+    log = [gpu.read_log(folder / "log.csv") for folder in (smoke_run(slug, variant), tmp_path)]
+    assert log[0]["step"] == log[1]["step"] and log[0]["loss"] == log[1]["loss"]
+
+
+@each_paper
+def test_two_processes_follow_one(slug, smoke_data, smoke_run, tmp_path):
+    from shared.gpu import read_log
+
+    variant = proposed(slug)
+    needed = next(v.get("needs") for v in ledger.load_paper(slug)["variant"] if v["name"] == variant)
+    values = {"init": smoke_run(slug, needed) / "checkpoint.pt"} if needed else {}
+    size = smoke_config(slug, variant, tmp_path, tmp_path).batch_size
+    values["batch_size"] = max(2, size + size % 2)
+    train_variant(slug, variant, smoke_data(slug), tmp_path / "one", **values)
+    train_in_processes(2, slug, variant, smoke_data(slug), tmp_path / "two", **values)
+    one, two = (read_log(tmp_path / name / "log.csv")["loss"] for name in ("one", "two"))
+    assert len(one) == len(two)
+    assert two == pytest.approx(one, rel=1e-4, abs=1e-6)
+
+
+# --- what evaluation writes ------------------------------------------------------------------------------
+
+
+@each_paper
+def test_evaluation_and_panel(slug, smoke_data, smoke_run, tmp_path):
+    import csv
+
+    paper, evaluation = ledger.load_paper(slug), module(slug, "eval")
+    evaluation.evaluate(smoke_data(slug), smoke_run(slug) / "checkpoint.pt", tmp_path, device="cpu")
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows and len({row["case"] for row in rows}) == len(rows)
+    for metric in paper["metric"]:
+        assert metric["column"] in rows[0], f"metrics.csv has no column {metric['column']}"
+    checkpoints = [smoke_run(slug, name) / "checkpoint.pt" for name in paper["panel"]]
+    evaluation.panel(smoke_data(slug), checkpoints, tmp_path / "panel.png", device="cpu")
+    from matplotlib.image import imread
+
+    assert imread(tmp_path / "panel.png").std() > 0.02, "the panel is empty"
+
+
+@each_paper
+def test_apply(slug, smoke_data, smoke_run, tmp_path, capsys):
+    paper, evaluation = ledger.load_paper(slug), module(slug, "eval")
+    if "apply" not in paper:
+        pytest.skip("this method has no output to apply")
+    given = next(iter(sorted(smoke_data(slug).glob(paper["apply"]["input"]))))
+    output = tmp_path / "out" / paper["apply"]["output"]
+    extra = [part.format(data=smoke_data(slug)) for part in paper["apply"].get("arguments", [])]
+    checkpoint = smoke_run(slug) / "checkpoint.pt"
+
+    def argv(input_path, checkpoint_path=checkpoint):
+        flags = {
+            "--checkpoint": checkpoint_path,
+            "--input": input_path,
+            "--output": output,
+            "--device": "cpu",
+        }
+        return ["apply", *[str(part) for pair in flags.items() for part in pair], *extra]
+
+    assert_one_sentence(*exit_of(evaluation.main, argv(tmp_path / "absent" / given.name), capsys), "absent")
+    if given.is_file():
+        broken = tmp_path / given.name
+        shutil.copyfile(given, broken)
+        truncate(broken)
+        assert_one_sentence(*exit_of(evaluation.main, argv(broken), capsys), given.name)
+    assert not output.exists(), "a failed apply left something behind"
+    evaluation.main(argv(given))
+    assert output.exists()
+    if output.name.endswith((".nii", ".nii.gz")):
+        import nibabel
+        import numpy as np
+
+        image = nibabel.load(output)
+        assert np.isfinite(image.get_fdata()).all() and np.linalg.det(image.affine[:3, :3]) != 0
+
+
+# --- what a user sees who makes a mistake ----------------------------------------------------------------
+
+
+def train_argv(data: Path, out: Path, variant: str, *extra: str) -> list[str]:
+    flags = {"--data": data, "--out": out, "--profile": "smoke", "--variant": variant, "--device": "cpu"}
+    return [str(part) for pair in flags.items() for part in pair] + list(extra)
+
+
+@each_paper
+def test_bad_data(slug, smoke_data, tmp_path, capsys):
+    train, variant = module(slug, "train"), proposed(slug)
+    run = tmp_path / "run"
+    absent, empty = tmp_path / "absent", tmp_path / "empty"
+    empty.mkdir()
+    assert_one_sentence(*exit_of(train.main, train_argv(absent, run, variant), capsys), "absent")
+    assert_one_sentence(*exit_of(train.main, train_argv(empty, run, variant), capsys), "empty")
+    pattern = ledger.load_paper(slug)["contract"]["image"]
+    for damage in (truncate, put_nan):
+        copy = tmp_path / damage.__name__
+        shutil.copytree(smoke_data(slug), copy)
+        files = sorted(copy.glob(pattern))
+        assert files, f"paper.toml: contract.image = '{pattern}' matches nothing"
+        damaged = [damage(path) for path in files]
+        if damage is put_nan and not any(damaged):
+            continue  # a format of whole numbers
+        code, message = exit_of(train.main, train_argv(copy, run, variant), capsys)
+        assert_one_sentence(code, message)
+        assert any(path.name in message for path in files), f"the message names no file: {message}"
+    assert not (run / "checkpoint.pt").exists()
+
+
+@each_paper
+def test_wrong_checkpoints(slug, smoke_data, smoke_run, tmp_path, capsys):
+    train, evaluation, paper = module(slug, "train"), module(slug, "eval"), ledger.load_paper(slug)
+    data, run = smoke_data(slug), tmp_path / "run"
+    shutil.copytree(smoke_run(slug), run)
+    other = next(v["name"] for v in paper["variant"] if v["role"] != "proposed")
+    argv = train_argv(data, run, other, "--resume")
+    assert_one_sentence(*exit_of(train.main, argv, capsys), "checkpoint.pt", "variant")
+
+    def evaluate(checkpoint):
+        flags = ["--data", str(data), "--out", str(tmp_path / "out"), "--device", "cpu"]
+        return exit_of(evaluation.main, ["evaluate", "--checkpoint", str(checkpoint), *flags], capsys)
+
+    assert_one_sentence(*evaluate(tmp_path / "nothing.pt"), "nothing.pt")
+    truncate(run / "checkpoint.pt")
+    assert_one_sentence(*evaluate(run / "checkpoint.pt"), "checkpoint.pt")
+    from shared.gpu import load_checkpoint, save_checkpoint
+
+    foreign = {**load_checkpoint(smoke_run(slug) / "checkpoint.pt"), "paper": "another"}
+    save_checkpoint(tmp_path / "foreign.pt", foreign)
+    assert_one_sentence(*evaluate(tmp_path / "foreign.pt"), "another")
+    assert not (tmp_path / "out" / "metrics.csv").exists()
+
+
+# --- the repository --------------------------------------------------------------------------------------
+
+
+def tracked_files() -> list[Path]:
+    try:
+        listed = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_machine_paths_and_no_registry_addresses():
+    here = "|".join(["/" + name + "/" for name in ("home", "work", "root", "Users", "opt", "mnt")])
+    registry = "|".join(["py" + "pi", "pytho" + "nhosted", "download.py" + "torch"])
+    forbidden = re.compile(rf"(?<![\w.<}}])(?:{here})\w|https?://[\w.]*(?:{registry})")
+    for path in tracked_files():
+        if (
+            path.suffix in (".py", ".toml", ".md", ".lock", ".yml", ".json", ".txt", ".cff")
+            or path.name == "Makefile"
+        ):
+            found = forbidden.search(path.read_text())
+            assert not found, f"{path}: {found.group()}"
+
+
+def test_no_large_files():
+    for path in tracked_files():
+        assert path.stat().st_size < 2_000_000, f"{path} is {path.stat().st_size} bytes"
+
+
+def test_shared_imports_neither_papers_nor_benchmarks():
+    for path in (ROOT / "shared").glob("*.py"):
+        assert not re.search(r"^\s*(from|import) (papers|benchmarks)", path.read_text(), re.M), path
+
+
+def test_weights_only():
+    for path in [*ROOT.glob("papers/**/*.py"), *ROOT.glob("shared/*.py"), *ROOT.glob("benchmarks/**/*.py")]:
+        for call in re.findall(r"torch\.load\([^\n]*", path.read_text()):
+            assert "weights_only=True" in call, f"{path}: {call}"
+
+
+def test_ledger_holds_no_smoke_result_and_valid_json():
+    for path in ledger.RESULTS.glob("*/*.json"):
+        result = json.loads(path.read_text())
+        assert result["profile"] != "smoke"
+        assert path == ledger.result_path(result["slug"], result["dataset"], result["profile"])
