@@ -322,7 +322,7 @@ def reproduce(slug: str, options: Options) -> tuple[dict, list[str]]:
             f"{relative(root)} is in use by another `make reproduce`: wait for it or stop it"
         ) from error
 
-    steps = Steps(["torch", "numpy", f"papers.{slug}.train", f"papers.{slug}.eval", f"papers.{slug}.model"])
+    steps = Steps(["torch", "torch._dynamo", f"papers.{slug}.train", f"papers.{slug}.eval", f"papers.{slug}.model"])
     data = make_standin(slug, options.profile, steps) if standin else options.data
     if not data.is_dir():
         raise InputError(f"{data}: there is no such folder; DATA must be the folder of the data set")

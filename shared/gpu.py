@@ -176,6 +176,22 @@ def _set_rng_state(state: dict, device: torch.device) -> None:
 # --- several processes -----------------------------------------------------------------------------------
 
 
+class _SumOverProcesses(torch.autograd.Function):
+    """all_reduce whose gradient is the sum of the gradients of all processes."""
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor) -> Tensor:
+        total = tensor.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
 class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm over all processes on CPU (gloo), where `torch.nn.SyncBatchNorm` does not run."""
 
@@ -186,14 +202,12 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        from torch.distributed.nn.functional import all_reduce
-
         dims = [0, *range(2, input.dim())]
         shape = [1, -1] + [1] * (input.dim() - 2)
         moments = torch.cat(
             [input.sum(dims), (input * input).sum(dims), input.new_ones(1) * (input.numel() / input.shape[1])]
         )
-        total, squares, count = all_reduce(moments).split([input.shape[1], input.shape[1], 1])
+        total, squares, count = _SumOverProcesses.apply(moments).split([input.shape[1], input.shape[1], 1])
         mean = total / count
         variance = squares / count - mean * mean
         if self.track_running_stats:
@@ -230,9 +244,9 @@ def gather(tensor: Tensor) -> Tensor:
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return tensor
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(tensor))
+    rank, world = dist.get_rank(), dist.get_world_size()
+    slots = [tensor if rank == other else torch.zeros_like(tensor) for other in range(world)]
+    return _SumOverProcesses.apply(torch.cat(slots))
 
 
 # --- order of the samples --------------------------------------------------------------------------------

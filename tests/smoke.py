@@ -50,7 +50,7 @@ def train_in_processes(world: int, slug: str, variant: str, data: Path, out: Pat
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed", "shared.gpu"])
+    context.set_forkserver_preload(["torch", "torch._dynamo", "shared.gpu"])
     arguments = (slug, variant, data, out)
     processes = [
         context.Process(target=_process, args=(rank, world, port, arguments, values)) for rank in range(world)

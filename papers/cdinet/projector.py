@@ -77,15 +77,19 @@ class PinholeGeometry:
 
     def __post_init__(self):
         if len(self.image_shape) != 3 or len(self.detector_shape) != 2:
-            raise InputError("A pinhole geometry needs image_shape (X, Y, Z) and detector_shape (U, V), got "
-                             f"{self.image_shape} and {self.detector_shape}.")
+            raise InputError(
+                "A pinhole geometry needs image_shape (X, Y, Z) and detector_shape (U, V), got "
+                f"{self.image_shape} and {self.detector_shape}."
+            )
         lengths = (self.voxel_mm, self.pixel_mm, self.focal_length_mm, self.aperture_sigma_mm)
         if min(lengths) <= 0 or min(self.image_shape + self.detector_shape) < 1 or self.padding_angles < 0:
             raise InputError("Sizes and lengths of a pinhole geometry must be positive.")
         vectors = self.pinhole_positions + self.pinhole_axes
         if len(self.pinhole_positions) != len(self.pinhole_axes) or any(len(v) != 3 for v in vectors):
-            raise InputError(f"A pinhole geometry needs one position and one axis (x, y, z) per pinhole, got "
-                             f"{len(self.pinhole_positions)} positions and {len(self.pinhole_axes)} axes.")
+            raise InputError(
+                f"A pinhole geometry needs one position and one axis (x, y, z) per pinhole, got "
+                f"{len(self.pinhole_positions)} positions and {len(self.pinhole_axes)} axes."
+            )
         if not all(0 <= angle < self.pinholes for angle in self.measured_angles):
             raise InputError(f"Measured angles must lie in 0..{self.pinholes - 1}, got {self.measured_angles}.")
 
@@ -245,9 +249,13 @@ def pinhole_block(geometry: PinholeGeometry, angle: int) -> scipy.sparse.csr_mat
     cosine = depth / np.sqrt(depth**2 + along_u**2 + along_v**2)
     passed = (geometry.aperture_sigma_mm * FWHM_PER_SIGMA) ** 2 * cosine**3 / (16.0 * depth**2)
     magnification = geometry.focal_length_mm / depth
-    sigma = np.hypot(
-        geometry.aperture_sigma_mm * (1.0 + magnification), geometry.voxel_mm * magnification / math.sqrt(12.0)
-    ) / geometry.pixel_mm
+    sigma = (
+        np.hypot(
+            geometry.aperture_sigma_mm * (1.0 + magnification),
+            geometry.voxel_mm * magnification / math.sqrt(12.0),
+        )
+        / geometry.pixel_mm
+    )
     n_u, n_v = geometry.detector_shape
     centre_u = along_u * magnification / geometry.pixel_mm + (n_u - 1) / 2.0  # in pixels
     centre_v = along_v * magnification / geometry.pixel_mm + (n_v - 1) / 2.0
@@ -333,8 +341,10 @@ def load_system_matrix(path: str | os.PathLike, geometry: PinholeGeometry) -> sc
         raise InputError(f"{path} must end in .mat or .npz to be read as a system matrix.")
     expected = (geometry.angles * geometry.pixels, geometry.voxels)
     if matrix.shape != expected:
-        raise InputError(f"{path} holds a matrix {matrix.shape}, but projections {geometry.projection_shape} and images "
-                         f"{geometry.image_shape} need {expected} (detector bins, voxels).")
+        raise InputError(
+            f"{path} holds a matrix {matrix.shape}, but projections {geometry.projection_shape} and images "
+            f"{geometry.image_shape} need {expected} (detector bins, voxels)."
+        )
     if not np.isfinite(matrix.data).all() or (matrix.data < 0).any():
         raise InputError(f"{path} holds negative or non-finite elements, which no system matrix has.")
     if path.suffix == ".mat":
@@ -352,7 +362,9 @@ def _read_mat(path: Path) -> scipy.sparse.spmatrix:
                 group = file["sm"]
                 rows, pointers = group["ir"][()], group["jc"][()]
                 shape = (int(group.attrs["MATLAB_sparse"]), len(pointers) - 1)
-                return scipy.sparse.csc_matrix((group["data"][()], rows.astype(np.int64), pointers.astype(np.int64)), shape)
+                return scipy.sparse.csc_matrix(
+                    (group["data"][()], rows.astype(np.int64), pointers.astype(np.int64)), shape
+                )
         matrix = scipy.io.loadmat(path, variable_names=["sm"])["sm"]
     except KeyError as error:
         raise InputError(f"{path} has no sparse variable sm, which must hold the system matrix.") from error
@@ -374,10 +386,22 @@ def save_system_matrix(path: str | os.PathLike, matrix: scipy.sparse.spmatrix, g
         group = file.create_group("sm")
         group.attrs["MATLAB_class"] = np.bytes_("double")
         group.attrs["MATLAB_sparse"] = np.uint64(matrix.shape[0])
-        group.create_dataset("data", data=compressed.data.astype(np.float64), chunks=True, compression="gzip",
-                             compression_opts=1, shuffle=True)
-        group.create_dataset("ir", data=compressed.indices.astype(np.uint64), chunks=True, compression="gzip",
-                             compression_opts=1, shuffle=True)
+        group.create_dataset(
+            "data",
+            data=compressed.data.astype(np.float64),
+            chunks=True,
+            compression="gzip",
+            compression_opts=1,
+            shuffle=True,
+        )
+        group.create_dataset(
+            "ir",
+            data=compressed.indices.astype(np.uint64),
+            chunks=True,
+            compression="gzip",
+            compression_opts=1,
+            shuffle=True,
+        )
         group.create_dataset("jc", data=compressed.indptr.astype(np.uint64))
     with open(path, "r+b") as file:
         file.write(b"MATLAB 7.3 MAT-file, sparse system matrix sm".ljust(124) + b"\x00\x02IM")
@@ -431,8 +455,10 @@ class Projector(nn.Module):
     def __init__(self, matrix: scipy.sparse.spmatrix, geometry: PinholeGeometry):
         super().__init__()
         if matrix.shape != (geometry.angles * geometry.pixels, geometry.voxels):
-            raise InputError(f"A system matrix {matrix.shape} doesn't fit projections {geometry.projection_shape} and "
-                             f"images {geometry.image_shape}.")
+            raise InputError(
+                f"A system matrix {matrix.shape} doesn't fit projections {geometry.projection_shape} and "
+                f"images {geometry.image_shape}."
+            )
         self.geometry = geometry
         matrix = scipy.sparse.csr_matrix(matrix, dtype=np.float32)
         self._store("forward", matrix)
@@ -481,6 +507,15 @@ class Projector(nn.Module):
         with torch.autocast(projections.device.type, enabled=False):
             return _vectors_to_image(_SparseProduct.apply(vectors, transpose, matrix), self.geometry)
 
+    def pinholes_seeing(self) -> Tensor:
+        """(X, Y, Z) int: how many pinholes see each voxel. Where few do, at the image's edges, an ML-EM image is
+        poorly determined, so an evaluation may leave those voxels out."""
+        angle = torch.div(self.back_indices.long(), self.geometry.pixels, rounding_mode="floor")
+        voxel = _row_of_element(self.back_pointers)
+        seen = torch.zeros(self.geometry.voxels, self.geometry.angles, dtype=torch.bool, device=voxel.device)
+        seen[voxel, angle] = True
+        return seen.sum(dim=1).reshape(self.geometry.image_shape)
+
     def with_attenuation(self, mu: Tensor, samples: int = 20) -> "AttenuatedProjector":
         """The same scanner around bodies with the attenuation maps `mu` (B, 1, X, Y, Z), cm^-1 (M10)."""
         return AttenuatedProjector(self, attenuation_factors(mu, self.geometry, samples))
@@ -525,7 +560,9 @@ class AttenuatedProjector:
     def back_project(self, projections: Tensor) -> Tensor:
         """(B, 1, U, V, A) -> (B, 1, X, Y, Z), case b through body b. Raises InputError on a wrong shape."""
         vectors = _projections_to_vectors(projections, self.geometry)
-        columns = [_SparseProduct.apply(p, *case[::-1]) for p, case in zip(self._split(vectors), self._cases, strict=True)]
+        columns = [
+            _SparseProduct.apply(p, *case[::-1]) for p, case in zip(self._split(vectors), self._cases, strict=True)
+        ]
         return _vectors_to_image(torch.cat(columns, dim=1), self.geometry)
 
     def _split(self, vectors: Tensor) -> Iterator[Tensor]:
@@ -584,8 +621,10 @@ def _row_of_element(pointers: Tensor) -> Tensor:
 
 def _check_shape(tensor: Tensor, shape: tuple[int, ...], what: str, axes: str) -> None:
     if tensor.ndim != 5 or tuple(tensor.shape[1:]) != (1, *shape):
-        raise InputError(f"The {what} must have the shape (B, 1, {axes}) = (B, 1, {', '.join(map(str, shape))}) of the "
-                         f"scanner, got {tuple(tensor.shape)}.")
+        raise InputError(
+            f"The {what} must have the shape (B, 1, {axes}) = (B, 1, {', '.join(map(str, shape))}) of the "
+            f"scanner, got {tuple(tensor.shape)}."
+        )
 
 
 def _image_to_vectors(image: Tensor, geometry: PinholeGeometry) -> Tensor:

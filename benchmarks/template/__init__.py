@@ -1,0 +1,1 @@
+"""Template: replace this line by the paper's name and what it does."""

@@ -1,0 +1,132 @@
+"""Evaluate per case, draw the panel, apply to a user's own file.
+
+python -m papers.template.eval evaluate --data DATA --checkpoint RUN/checkpoint.pt --out RUN
+python -m papers.template.eval apply --checkpoint RUN/checkpoint.pt --input case.npz --output clean.npy
+"""
+
+import csv
+from pathlib import Path
+
+from shared.cli import commands, config_from_dict
+
+
+def load_model(checkpoint: Path, device):
+    """The trained network of a checkpoint in evaluation mode, and its configuration.
+
+    Raises:
+        InputError: no checkpoint of this paper.
+    """
+    from papers.template.train import Config, build_model
+    from shared.gpu import load_checkpoint
+
+    content = load_checkpoint(checkpoint, "template")
+    config = config_from_dict(Config, content["config"])
+    model = build_model(config)
+    model.load_state_dict(content["models"][0])
+    return model.to(device).eval(), config
+
+
+def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> None:
+    """Write metrics.csv: PSNR in dB for each test case.
+
+    Args:
+        data: the data set.
+        checkpoint: of any variant.
+        out: folder for metrics.csv.
+        device: auto, cpu, cuda, ...
+    """
+    import torch
+
+    from papers.template.data import TemplateDataset
+    from shared.gpu import choose_device, write_atomically
+    from shared.metrics import psnr
+
+    where = choose_device(device)
+    model, _ = load_model(checkpoint, where)
+    rows = []
+    with torch.no_grad():
+        for item in TemplateDataset(data, "test"):
+            prediction = model(item["noisy"][None].to(where)).cpu()
+            value = psnr(prediction, item["clean"][None], data_range=1.0).item()
+            rows.append({"case": item["case"], "psnr": value})
+
+    def write(path: Path) -> None:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(Path(out) / "metrics.csv", write)
+
+
+def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", case: int = 0) -> None:
+    """Draw one test case: input, each checkpoint's result, truth.
+
+    Args:
+        data: the data set.
+        checkpoints: one column each.
+        out: a .png file.
+        device: auto, cpu, cuda, ...
+        case: number of the test case.
+    """
+    import matplotlib
+    import torch
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from papers.template.data import TemplateDataset
+    from shared.gpu import choose_device, write_atomically
+
+    where = choose_device(device)
+    item = TemplateDataset(data, "test")[case]
+    columns = {"input": item["noisy"][0]}
+    for path in checkpoints:
+        model, config = load_model(path, where)
+        with torch.no_grad():
+            columns[config.variant] = model(item["noisy"][None].to(where)).cpu()[0, 0]
+    columns["truth"] = item["clean"][0]
+    figure, axes = plt.subplots(1, len(columns), figsize=(2.2 * len(columns), 2.4))
+    for axis, (name, image) in zip(axes, columns.items()):
+        axis.imshow(image, cmap="gray", vmin=0, vmax=1)
+        axis.set_title(name, fontsize=9)
+        axis.axis("off")
+    figure.tight_layout()
+    write_atomically(Path(out), lambda path: figure.savefig(path, dpi=90, format="png"))
+    plt.close(figure)
+
+
+def apply(checkpoint: Path, input: Path, output: Path, device: str = "auto") -> None:
+    """Denoise a user's own image.
+
+    Args:
+        checkpoint: of any variant.
+        input: .npz as in the data set.
+        output: .npy, (H, W) float32.
+        device: auto, cpu, cuda, ...
+    """
+    import numpy as np
+    import torch
+
+    from papers.template.data import read_case
+    from shared.gpu import choose_device, write_atomically
+
+    where = choose_device(device)
+    noisy = read_case(Path(input))["noisy"]
+    model, _ = load_model(checkpoint, where)
+    with torch.no_grad():
+        clean = model(torch.from_numpy(noisy)[None, None].to(where))[0, 0].cpu().numpy()
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.save(file, clean)
+
+    write_atomically(Path(output), write)
+
+
+def main(argv: list[str] | None = None) -> None:
+    commands({"evaluate": evaluate, "panel": panel, "apply": apply}, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Reads the published layout of the cardiac SPECT data (section 2.2 and the released code).
+
+    DATA/{train,valid,test}/*.h5   one study a file:
+        Amap, Recon_LD_LA_EM                          image: attenuation map in cm^-1, ML-EM image
+        Proj_FD_FA_EM, Proj_LD_LA_EM, Mask_Proj       projections: counts, counts, 1 where measured
+    DATA/*.mat or *.npz            the system matrix (`projector.load_system_matrix`)
+    DATA/geometry.json             positions of the pinholes (`PinholeGeometry.save`)
+
+The files come from MATLAB, so that h5py sees the axes reversed: (Z, Y, X) and (A, V, U). They are turned to
+(X, Y, Z) and (U, V, A) on reading. Without a system matrix or geometry, an analytic one stands in.
+"""
+
+import math
+import os
+import warnings
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from papers.cdinet.mlem import ml_em
+from papers.cdinet.projector import PinholeGeometry, Projector, load_system_matrix
+from shared.errors import InputError
+
+SPLITS = ("train", "valid", "test")
+IMAGES = {"mu": "Amap", "image_low": "Recon_LD_LA_EM"}
+PROJECTIONS = {"projections_full": "Proj_FD_FA_EM", "projections_low": "Proj_LD_LA_EM", "mask": "Mask_Proj"}
+CACHE_BYTES = 2 * 2**30  # a split smaller than this stays in memory
+
+
+def find_studies(root: str | os.PathLike, split: str) -> list[Path]:
+    """The studies of one split, sorted by name.
+
+    Raises:
+        InputError: the data set or the split is missing or empty.
+    """
+    root, folder = Path(root), Path(root) / split
+    if not root.is_dir():
+        raise InputError(f"{root} doesn't exist; it should be a folder with train/, valid/ and test/ of .h5 studies.")
+    if not any(root.iterdir()):
+        raise InputError(f"{root} is empty; it should be a folder with train/, valid/ and test/ of .h5 studies.")
+    if not folder.is_dir():
+        raise InputError(f"{root} has no folder {split}/; the studies must be split into train/, valid/ and test/.")
+    studies = sorted(folder.glob("*.h5"))
+    if not studies:
+        raise InputError(f"{folder} holds no .h5 study.")
+    return studies
+
+
+def load_projector(root: str | os.PathLike) -> Projector:
+    """The scanner of a data set: its geometry and system matrix, or with a warning an analytic stand-in.
+
+    Raises:
+        InputError: no data set at `root`, a broken geometry or matrix, or more than one matrix.
+    """
+    root = Path(root)
+    split = next((name for name in SPLITS if (root / name).is_dir()), SPLITS[0])
+    studies = find_studies(root, split)
+    if (root / "geometry.json").is_file():
+        geometry = PinholeGeometry.load(root / "geometry.json")
+    else:
+        image_shape = _shape_of(studies[0], IMAGES["mu"])
+        u, v, angles = _shape_of(studies[0], PROJECTIONS["projections_low"])
+        if angles < 19:
+            raise InputError(
+                f"{studies[0]} has {angles} angles; without a geometry.json they must be the 19 of the 570c."
+            )
+        geometry = PinholeGeometry.ge570c(image_shape, 4.0, (u, v), padding_angles=angles - 19)
+        warnings.warn(
+            f"{root} has no geometry.json: an analytic 570c with 4 mm voxels gives the directions of attenuation.",
+            stacklevel=2,
+        )
+    matrices = sorted([*root.glob("*.mat"), *root.glob("*.npz")])
+    if len(matrices) > 1:
+        names = ", ".join(path.name for path in matrices)
+        raise InputError(f"{root} holds several possible system matrices ({names}); leave one.")
+    if matrices:
+        return Projector(load_system_matrix(matrices[0], geometry), geometry)
+    warnings.warn(
+        f"{root} has no system matrix (.mat with sm, or .npz): an analytic pinhole matrix takes its place.",
+        stacklevel=2,
+    )
+    return Projector.from_geometry(geometry)
+
+
+def read_study(
+    path: str | os.PathLike, geometry: PinholeGeometry, low_dose_scale: float = 1.0
+) -> dict[str, np.ndarray]:
+    """One study as float32 arrays (X, Y, Z) and (U, V, A) under the names of IMAGES and PROJECTIONS.
+
+    "image_low" is left out where the file has no Recon_LD_LA_EM.
+
+    Args:
+        low_dose_scale: factor for low-dose counts and their image, to match the full dose; 10 for a file
+            that holds the 10 % counts as they were, 1 for one that holds them already scaled.
+
+    Raises:
+        InputError: the file is missing or truncated, a dataset is missing, of the wrong shape or kind, has
+            NaN or negative values, the mask isn't 0 and 1, or the two doses don't match after scaling.
+    """
+    shapes = dict.fromkeys(IMAGES.values(), geometry.image_shape)
+    shapes |= dict.fromkeys(PROJECTIONS.values(), geometry.projection_shape)
+    names = IMAGES | PROJECTIONS
+    study = {}
+    try:
+        with h5py.File(path, "r") as file:
+            for name, key in names.items():
+                if key in file:
+                    study[name] = np.ascontiguousarray(np.asarray(file[key], dtype=np.float32).T)
+                elif name != "image_low":
+                    raise InputError(f"{path} has no dataset {key}; a study needs {', '.join(names.values())}.")
+    except (OSError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} can't be read as an HDF5 study; it may be missing or truncated: {error}.") from error
+    for name, array in study.items():
+        key = names[name]
+        if array.shape != shapes[key]:
+            raise InputError(
+                f"{path}: {key} is {array.shape[::-1]} in the file, expected {shapes[key][::-1]} (MATLAB's "
+                "order, reversed)."
+            )
+        if not np.isfinite(array).all():
+            raise InputError(f"{path}: {key} holds NaN or infinite values.")
+        if (array < 0).any():
+            raise InputError(f"{path}: {key} holds negative values, which neither counts nor attenuation can have.")
+    if not np.isin(study["mask"], (0.0, 1.0)).all():
+        raise InputError(f"{path}: {PROJECTIONS['mask']} must hold 1 where measured and 0 elsewhere.")
+    for name in ("projections_low", "image_low"):
+        if name in study:
+            study[name] *= low_dose_scale
+    full, low = (study["projections_full"] * study["mask"]).sum(), study["projections_low"].sum()
+    if not 0.3 < low / max(full, 1e-12) < 3.0:
+        raise InputError(
+            f"{path}: the low-dose counts are {low / max(full, 1e-12):.3g} of the full-dose ones at the measured "
+            "angles instead of about 1; set the low-dose scale (10 for unscaled 10 % counts)."
+        )
+    return study
+
+
+def _shape_of(path: Path, key: str) -> tuple[int, ...]:
+    """The shape of a dataset in our order, read without its values."""
+    try:
+        with h5py.File(path, "r") as file:
+            if key not in file:
+                raise InputError(f"{path} has no dataset {key}.")
+            shape = tuple(reversed(file[key].shape))
+    except OSError as error:
+        raise InputError(f"{path} can't be read as an HDF5 study; it may be truncated: {error}.") from error
+    if len(shape) != 3:
+        raise InputError(f"{path}: {key} must have three axes, got {len(shape)}.")
+    return shape
+
+
+def write_study(path: str | os.PathLike, study: dict[str, np.ndarray]) -> None:
+    """The inverse of `read_study`: writes arrays under their names of IMAGES and PROJECTIONS, axes reversed."""
+    with h5py.File(path, "w") as file:
+        for name, key in (IMAGES | PROJECTIONS).items():
+            if name in study:
+                array = np.asarray(study[name], dtype=np.float32).T
+                file.create_dataset(key, data=array, compression="gzip", compression_opts=1)
+
+
+class CardiacSpectDataset(Dataset):
+    """Studies of one split.
+
+    An item is a dict of float32 tensors: "projections_low" P_L, "projections_full" P_F and "mask"
+    (1, U, V, A); "image_low" I_L and "mu" (1, X, Y, Z); and "case", the file's name without suffix. An I_L
+    that the file lacks is computed by ML-EM (M1) from the measured angles.
+
+    Args:
+        root: the data set's folder.
+        split: "train", "valid" or "test".
+        projector: the scanner, of `load_projector`; on the CPU.
+        low_dose_scale: see `read_study`.
+
+    Raises:
+        InputError: see `find_studies`; (on access) see `read_study`.
+
+    Example:
+        >>> import tempfile
+        >>> geometry = PinholeGeometry.ge570c(image_shape=(12, 12, 8), voxel_mm=24.0, detector_shape=(8, 8))
+        >>> root = Path(tempfile.mkdtemp())
+        >>> (root / "train").mkdir()
+        >>> counts, mu = np.ones((8, 8, 20)), np.full((12, 12, 8), 0.15)
+        >>> study = {"mu": mu, "projections_full": counts, "projections_low": counts, "mask": counts}
+        >>> write_study(root / "train" / "study.h5", study)
+        >>> item = CardiacSpectDataset(root, "train", Projector.from_geometry(geometry))[0]
+        >>> item["image_low"].shape, item["projections_low"].shape
+        (torch.Size([1, 12, 12, 8]), torch.Size([1, 8, 8, 20]))
+    """
+
+    def __init__(self, root: str | os.PathLike, split: str, projector: Projector, low_dose_scale: float = 1.0):
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+        self.studies = find_studies(root, split)
+        self.projector, self.low_dose_scale = projector, low_dose_scale
+        geometry = projector.geometry
+        floats = 2 * geometry.voxels + 3 * math.prod(geometry.projection_shape)
+        self._cache: dict[int, dict] | None = {} if 4 * floats * len(self.studies) <= CACHE_BYTES else None
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    def __getitem__(self, index: int) -> dict:
+        if self._cache is not None and index in self._cache:
+            return dict(self._cache[index])
+        path = self.studies[index]
+        study = read_study(path, self.projector.geometry, self.low_dose_scale)
+        item = {name: torch.from_numpy(array)[None] for name, array in study.items()}
+        if "image_low" not in item:
+            counts, mask = item["projections_low"][None], item["mask"][None]
+            item["image_low"] = ml_em(self.projector, counts, angles_mask=mask)[0]
+        item["case"] = path.stem
+        if self._cache is not None:
+            self._cache[index] = item
+        return dict(item)

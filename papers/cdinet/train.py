@@ -1,0 +1,164 @@
+"""Train CDI-Net, an ablation of it or a baseline (sections 2.3 and 2.5).
+
+    python -m papers.cdinet.train --data DATA --out runs/mine --profile cpu --variant full
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from shared.cli import RunConfig, train_command
+
+
+@dataclass
+class Config(RunConfig):
+    """CDI-Net: denoising, limited-angle reconstruction and attenuation correction of cardiac SPECT."""
+
+    network: Literal["cdinet", "separate", "dudoss", "passthrough"] = "cdinet"
+    """the proposed method; separate networks for projections and attenuation map; DuDoSS; the input as it is"""
+    backbone: Literal["serdunet", "unet", "attention"] = "serdunet"
+    """network of each domain: dense squeeze-and-excitation U-Net (released code), U-Net (text), Attention U-Net"""
+    iterations: int = 5
+    """unrolled iterations N, each with its own weights (paper: 5)"""
+    width: int = 32
+    """channels of CDI-Net's networks at full resolution (released code: 32)"""
+    separate_width: int = 64
+    """the same for the baselines' networks; wider, so that they have no fewer parameters in all"""
+    projection_depth: int = 3
+    """resolution levels of the projection networks (released code: 3)"""
+    image_depth: int = 4
+    """resolution levels of the image networks (released code: 4)"""
+    norm: Literal["batch", "instance"] = "batch"
+    """normalisation (released code: batch)"""
+    gaussian_std: float | None = 0.02
+    """standard deviation of the initial weights (released code: 0.02); None is PyTorch's initialisation"""
+    use_cidc: bool = True
+    """cross-iteration dense connections"""
+    use_cdrc: bool = True
+    """cross-domain residual connections"""
+    use_awr: bool = True
+    """adaptive weight recalibrators"""
+    awr_residual: bool = True
+    """global residual connection of the recalibrators (text: yes; released code: no)"""
+    epochs: int = 50
+    """passes over the training studies for CDI-Net (paper: 50)"""
+    separate_epochs: int = 200
+    """the same for networks that are trained separately (paper: 200)"""
+    lr_projection: float = 1e-4
+    """learning rate of the projection networks (text: 1e-4; released code: 1e-3)"""
+    lr_image: float = 1e-3
+    """learning rate of the image networks (text: 1e-3; released code: 1e-4)"""
+    lr_decay: float = 0.99
+    """factor on both learning rates after each epoch (paper: 0.99)"""
+    beta1: float = 0.5
+    """Adam's first momentum (released code: 0.5)"""
+    weight_projection: float = 1.0
+    """w_P of eq. 8 (paper: 1)"""
+    weight_mu: float = 1.0
+    """w_mu of eq. 8 (paper: 1)"""
+    low_dose_scale: float = 1.0
+    """factor that makes low-dose counts match the full dose; 10 for files with unscaled 10 % counts"""
+    mlem_iterations: int = 30
+    """iterations of the attenuation-corrected ML-EM at evaluation (paper: 30)"""
+
+
+SMALL = {"backbone": "unet", "projection_depth": 3, "image_depth": 3, "gaussian_std": None}
+PROFILES = {
+    "smoke": {
+        **SMALL, "projection_depth": 2, "image_depth": 2, "width": 2, "separate_width": 4,
+        "iterations": 2, "epochs": 1, "separate_epochs": 1, "lr_projection": 1e-3,
+    },
+    "cpu": {
+        **SMALL, "width": 8, "separate_width": 14, "iterations": 3, "epochs": 10, "separate_epochs": 20,
+        "lr_projection": 1e-3,
+    },
+    "paper": {},
+}  # fmt: skip
+
+VARIANTS = {
+    "full": {},
+    "wo_cidc": {"use_cidc": False},
+    "wo_cdrc": {"use_cdrc": False},
+    "wo_awr": {"use_awr": False},
+    "n1": {"iterations": 1},
+    "n2": {"iterations": 2},
+    "separate_unet": {"network": "separate", "backbone": "unet"},
+    "separate_attention": {"network": "separate", "backbone": "attention"},
+    "dudoss": {"network": "dudoss", "backbone": "unet"},
+    "input": {"network": "passthrough"},
+}
+
+
+def build_model(config: Config, projector):
+    """The network of a configuration, on the CPU."""
+    from papers.cdinet.model import CDINet, DuDoSS, Passthrough, SeparateNets
+
+    if config.network == "passthrough":
+        return Passthrough()
+    common = {
+        "backbone": config.backbone,
+        "projection_depth": config.projection_depth,
+        "image_depth": config.image_depth,
+        "norm": config.norm,
+        "gaussian_std": config.gaussian_std,
+    }
+    if config.network != "cdinet":
+        network = {"separate": SeparateNets, "dudoss": DuDoSS}[config.network]
+        return network(projector, width=config.separate_width, **common)
+    return CDINet(
+        projector,
+        iterations=config.iterations,
+        width=config.width,
+        use_cidc=config.use_cidc,
+        use_cdrc=config.use_cdrc,
+        use_awr=config.use_awr,
+        awr_residual=config.awr_residual,
+        **common,
+    )
+
+
+def train(config: Config) -> None:
+    """Train on the studies of `train/`; writes config.json, checkpoint.pt and log.csv to `config.out`."""
+    import torch
+
+    from papers.cdinet.data import CardiacSpectDataset, load_projector
+    from papers.cdinet.model import case_mean, cdi_loss
+    from shared import gpu
+
+    projector = load_projector(config.data)
+    dataset = CardiacSpectDataset(config.data, "train", projector, config.low_dose_scale)
+    run = gpu.Run(config, paper="cdinet")
+    model = run.prepare(build_model(config, projector))
+
+    epochs = {"cdinet": config.epochs, "passthrough": 0}.get(config.network, config.separate_epochs)
+    steps_per_epoch = max(1, len(dataset) // config.batch_size)
+    parameters = dict(model.named_parameters())
+    groups = [
+        {"params": [p for name, p in parameters.items() if "projection_network" in name], "lr": config.lr_projection},
+        {"params": [p for name, p in parameters.items() if "projection_network" not in name], "lr": config.lr_image},
+    ]
+    if not parameters:
+        groups = [{"params": [torch.zeros(1)]}]  # the input as it is: nothing is learnt, epochs is 0
+    optimizer = torch.optim.Adam(groups, betas=(config.beta1, 0.999), fused=True)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, steps_per_epoch, config.lr_decay)
+    run.restore(optimizer=optimizer, scheduler=scheduler)
+
+    for _, batch in run.batches(dataset, epochs * steps_per_epoch):
+        with run.autocast():
+            predictions = model(batch["projections_low"], batch["image_low"])
+        loss = cdi_loss(
+            predictions,
+            batch["projections_full"],
+            batch["mu"],
+            case_mean(batch["projections_low"]),
+            config.weight_projection,
+            config.weight_mu,
+        )
+        run.update(loss, optimizer, scheduler)
+
+
+def main(argv: list[str] | None = None) -> None:
+    train_command(Config, PROFILES, VARIANTS, train, argv)
+
+
+if __name__ == "__main__":
+    main()
