@@ -128,9 +128,7 @@ def contrasts_of(claim: dict, better: str) -> list[tuple[str, dict[str, float]]]
     if kind == "contrast":
         towards = {"positive": 1.0, "negative": -1.0}[claim["direction"]]
         name = " ".join(f"{weight:+g}·{variant}" for variant, weight in claim["weights"].items())
-        return [
-            (f"{name} is {claim['direction']}", {v: towards * float(w) for v, w in claim["weights"].items()})
-        ]
+        return [(f"{name} is {claim['direction']}", {v: towards * float(w) for v, w in claim["weights"].items()})]
     raise ValueError(f"claim {claim.get('id')}: unknown kind '{kind}', expected one of {KINDS}")
 
 
@@ -145,9 +143,7 @@ def variants_of(claim: dict) -> list[str]:
 def claims_for(paper: dict, dataset: str) -> list[dict]:
     """The claims that speak about a data set: those without `datasets`, or that name it."""
     return [
-        claim
-        for claim in paper["claim"]
-        if any(fnmatch(dataset, pattern) for pattern in claim.get("datasets", ["*"]))
+        claim for claim in paper["claim"] if any(fnmatch(dataset, pattern) for pattern in claim.get("datasets", ["*"]))
     ]
 
 
@@ -170,9 +166,7 @@ def paired(results: dict, variants: list[str], metric: str, cases: str = "*") ->
     if not shared:
         raise ValueError(f"the variants {variants} share no test case '{cases}'")
     return {
-        name: np.array(
-            [[results[name][seed][case][metric] for case in shared] for seed in seeds], dtype=float
-        )
+        name: np.array([[results[name][seed][case][metric] for case in shared] for seed in seeds], dtype=float)
         for name in variants
     }
 

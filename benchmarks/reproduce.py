@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,9 @@ class Options:
     """hyperparameters to change in every variant, as name=value; written into the result"""
     jobs: int = 1
     """papers at a time, for `all`"""
+    parallel: int | None = None
+    """trainings at a time; default: one per CPU core up to 4 (small networks gain little from a second
+    thread), 1 on a GPU"""
     record: bool = False
     """put the result into the ledger and write the tables anew"""
     check: bool = False
@@ -75,11 +79,14 @@ def _die_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _child(module: str, function: str, arguments: dict, report: Path) -> None:
+def _child(module: str, function: str, arguments: dict, report: Path, threads: int, row: int) -> None:
     """Import `module`, call `function(**arguments)`, write seconds and peak memory to `report`."""
     _die_with_parent()
+    os.environ["PROGRESS_ROW"] = str(row)
 
     def call() -> None:
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(threads)
         start = time.perf_counter()
         getattr(importlib.import_module(module), function)(**arguments)
         seconds = time.perf_counter() - start
@@ -94,16 +101,25 @@ def _child(module: str, function: str, arguments: dict, report: Path) -> None:
     run_main(call)
 
 
-class Steps:
-    """Runs functions in fresh processes that have torch and the paper imported already (a fork server)."""
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
-    def __init__(self, preload: list[str]):
+
+class Steps:
+    """Runs functions in fresh processes that have torch and the paper imported already (a fork server).
+
+    `run` may be called from several threads: `parallel` of them share the cores.
+    """
+
+    def __init__(self, preload: list[str], parallel: int = 1):
+        self.threads = max(1, cores() // parallel)
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ledger.ROOT), os.environ.get("PYTHONPATH", "")])
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(preload)
 
-    def run(self, module: str, function: str, arguments: dict, folder: Path) -> dict:
-        """Returns seconds and memory of the step.
+    def run(self, module: str, function: str, arguments: dict, folder: Path, row: int = 0) -> dict:
+        """Returns seconds and memory of the step; its progress bar is in line `row`.
 
         Raises:
             InputError: the step could not use its input (its own sentence was printed).
@@ -113,7 +129,8 @@ class Steps:
         folder.mkdir(parents=True, exist_ok=True)
         report = folder / f".{function}.json"
         report.unlink(missing_ok=True)
-        process = self.context.Process(target=_child, args=(module, function, arguments, report))
+        details = (module, function, arguments, report, self.threads, row)
+        process = self.context.Process(target=_child, args=details)
         process.start()
         try:
             process.join()
@@ -201,9 +218,7 @@ def parse_overrides(pairs: tuple[str, ...], config_class: type) -> dict:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or name not in known:
-            raise InputError(
-                f"--set {pair}: expected name=value with a name out of {', '.join(sorted(known))}"
-            )
+            raise InputError(f"--set {pair}: expected name=value with a name out of {', '.join(sorted(known))}")
         try:
             values[name] = json.loads(value)
         except ValueError:
@@ -222,9 +237,7 @@ def chosen_variants(paper: dict, options: Options) -> list[str]:
         chosen = paper["profiles"][options.profile].get("variants", names)
     unknown = [name for name in chosen if name not in names]
     if unknown:
-        raise InputError(
-            f"{paper['slug']} has no variant {', '.join(unknown)}: choose from {', '.join(names)}"
-        )
+        raise InputError(f"{paper['slug']} has no variant {', '.join(unknown)}: choose from {', '.join(names)}")
     needs = {variant["name"]: variant.get("needs") for variant in paper["variant"]}
     ordered: list[str] = []
 
@@ -249,9 +262,7 @@ def read_metrics(path: Path) -> dict[str, dict[str, float | None]]:
     for row in rows:
         case = row.pop("case")
         values = {key: float(value) if value else math.nan for key, value in row.items()}
-        table[case] = {
-            key: float(f"{value:.6g}") if math.isfinite(value) else None for key, value in values.items()
-        }
+        table[case] = {key: float(f"{value:.6g}") if math.isfinite(value) else None for key, value in values.items()}
     return table
 
 
@@ -266,7 +277,7 @@ def describe_device(device: str) -> str:
                 return names[0].strip()
         except OSError:
             pass
-    return f"{len(os.sched_getaffinity(0))} CPU cores"
+    return f"{cores()} CPU cores"
 
 
 def versions() -> dict[str, str]:
@@ -288,9 +299,7 @@ def reproduce(slug: str, options: Options) -> tuple[dict, list[str]]:
         raise InputError(f"there is no paper '{slug}': `make list` shows all")
     paper = ledger.load_paper(slug)
     if options.profile not in paper["profiles"]:
-        raise InputError(
-            f"there is no profile '{options.profile}': choose one of {', '.join(paper['profiles'])}"
-        )
+        raise InputError(f"there is no profile '{options.profile}': choose one of {', '.join(paper['profiles'])}")
     plan = paper["profiles"][options.profile]
     train_module = importlib.import_module(f"papers.{slug}.train")
     overrides = parse_overrides(options.set, train_module.Config)
@@ -299,7 +308,6 @@ def reproduce(slug: str, options: Options) -> tuple[dict, list[str]]:
     standin = options.data is None
     dataset = options.name or ("standin" if standin else options.data.resolve().name)
     root = ledger.ROOT / "runs" / slug / f"{dataset}-{options.profile}"
-    total = len(variants) * seeds
 
     minutes = plan.get("minutes")
     recorded = ledger.result_path(slug, dataset, options.profile)
@@ -318,11 +326,13 @@ def reproduce(slug: str, options: Options) -> tuple[dict, list[str]]:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise InputError(
-            f"{relative(root)} is in use by another `make reproduce`: wait for it or stop it"
-        ) from error
+        raise InputError(f"{relative(root)} is in use by another `make reproduce`: wait for it or stop it") from error
 
-    steps = Steps(["torch", "torch._dynamo", f"papers.{slug}.train", f"papers.{slug}.eval", f"papers.{slug}.model"])
+    on_cpu = options.device == "cpu" or "CPU" in describe_device(options.device)
+    parallel = options.parallel or (min(cores(), 4, len(variants) * seeds) if on_cpu else 1)
+    steps = Steps(
+        ["torch", "torch._dynamo", f"papers.{slug}.train", f"papers.{slug}.eval", f"papers.{slug}.model"], parallel
+    )
     data = make_standin(slug, options.profile, steps) if standin else options.data
     if not data.is_dir():
         raise InputError(f"{data}: there is no such folder; DATA must be the folder of the data set")
@@ -330,29 +340,47 @@ def reproduce(slug: str, options: Options) -> tuple[dict, list[str]]:
 
     needs = {variant["name"]: variant.get("needs") for variant in paper["variant"]}
     failures: list[str] = []
-    durations: dict[str, list[float]] = {name: [] for name in variants}
+    measured: dict[tuple[int, str], dict] = {}
+    runs = [(seed, name) for seed in range(seeds) for name in variants]
+    with ThreadPoolExecutor(parallel) as pool:
+        tasks: dict[tuple[int, str], Future] = {}
+        free_rows = list(range(parallel))
+
+        def work(number: int, seed: int, name: str) -> dict:
+            label = f"[{number:2d}/{len(runs)}]    {name}, seed {seed}"
+            folder = root / name / f"seed{seed}"
+            needed = None
+            if needs[name]:
+                tasks[seed, needs[name]].exception()  # wait for it; whether it succeeded shows in its files
+                needed = root / needs[name] / f"seed{seed}" / "checkpoint.pt"
+            settings = {"data": data, "out": folder, "seed": seed, "device": options.device, "init": needed}
+            modules = (train_module.Config, train_module.PROFILES, train_module.VARIANTS)
+            config = configure(*modules, options.profile, name, **{**settings, **overrides})
+            row = free_rows.pop()
+            try:
+                return _train_and_evaluate(slug, config, fingerprint, needed, steps, label, row)
+            finally:
+                free_rows.append(row)
+
+        for number, (seed, name) in enumerate(runs, 1):
+            tasks[seed, name] = pool.submit(work, number, seed, name)
+        try:
+            for (seed, name), task in tasks.items():
+                try:
+                    measured[seed, name] = task.result()
+                except (RuntimeError, InputError) as error:
+                    failures.append(f"{name}, seed {seed}: {error}")
+        except KeyboardInterrupt:
+            pool.shutdown(wait=True, cancel_futures=True)  # what runs writes its checkpoint first
+            raise
+    durations: dict[str, list[float]] = {}
     memory = {"memory_mb": 0.0}
     results: dict[str, dict] = {}
-    runs = [(seed, name) for seed in range(seeds) for name in variants]
-    for number, (seed, name) in enumerate(runs, 1):
-        label = f"[{number:2d}/{total}]    {name}, seed {seed}"
-        folder = root / name / f"seed{seed}"
-        needed = root / needs[name] / f"seed{seed}" / "checkpoint.pt" if needs[name] else None
-        config = configure(
-            train_module.Config, train_module.PROFILES, train_module.VARIANTS, options.profile, name,
-            **{"data": data, "out": folder, "seed": seed, "device": options.device, "init": needed, **overrides},
-        )  # fmt: skip
-        try:
-            used = _train_and_evaluate(slug, config, fingerprint, needed, steps, label)
-        except (RuntimeError, InputError) as error:
-            failures.append(f"{name}, seed {seed}: {error}")
-            say(f"{label}: FAILED, {error}; going on with the others")
-            continue
-        durations[name].append(used["seconds"])
+    for (seed, name), used in measured.items():
+        durations.setdefault(name, []).append(used["seconds"])
         for key in ("memory_mb", "gpu_memory_mb"):
-            if key in used:
-                memory[key] = max(memory.get(key, 0.0), used[key])
-        results.setdefault(name, {})[str(seed)] = read_metrics(folder / "metrics.csv")
+            memory[key] = max(memory.get(key, 0.0), used.get(key, 0.0))
+        results.setdefault(name, {})[str(seed)] = read_metrics(root / name / f"seed{seed}" / "metrics.csv")
 
     panel = [root / name / "seed0" / "checkpoint.pt" for name in paper["panel"] if name in results]
     if panel and len(panel) == len(paper["panel"]):
@@ -371,9 +399,7 @@ def reproduce(slug: str, options: Options) -> tuple[dict, list[str]]:
     from benchmarks.claims import check, claims_for
 
     better = {metric["column"]: metric["better"] for metric in paper["metric"]}
-    verdicts = {
-        claim["id"]: check(claim, results, better[claim["metric"]]) for claim in claims_for(paper, dataset)
-    }
+    verdicts = {claim["id"]: check(claim, results, better[claim["metric"]]) for claim in claims_for(paper, dataset)}
     result = {
         "slug": slug,
         "dataset": dataset,
@@ -386,9 +412,10 @@ def reproduce(slug: str, options: Options) -> tuple[dict, list[str]]:
         "date": time.strftime("%Y-%m-%d"),
         "device": describe_device(options.device),
         "versions": versions(),
-        "minutes": round(sum(map(sum, durations.values())) / 60, 2),
+        "minutes": round(sum(map(sum, durations.values())) / 60 / parallel, 2),
+        "parallel": parallel,
         "seconds_per_run": {name: round(sum(d) / len(d), 1) for name, d in durations.items() if d},
-        **{key: round(value) for key, value in memory.items()},
+        **{key: round(value) for key, value in memory.items() if value},
         "verdicts": verdicts,
         "results": results,
     }
@@ -398,9 +425,23 @@ def reproduce(slug: str, options: Options) -> tuple[dict, list[str]]:
 
 
 def _train_and_evaluate(
-    slug: str, config, fingerprint: str, needed: Path | None, steps: Steps, label: str
+    slug: str, config, fingerprint: str, needed: Path | None, steps: Steps, label: str, row: int
 ) -> dict:
-    """Train and evaluate one variant, or as much of it as is not up to date."""
+    """Train and evaluate one variant, or as much of it as is not up to date.
+
+    Raises:
+        RuntimeError, InputError: it failed; said on the terminal at once.
+    """
+    try:
+        return _bring_up_to_date(slug, config, fingerprint, needed, steps, label, row)
+    except (RuntimeError, InputError) as error:
+        say(f"{label}: FAILED, {error}; going on with the others")
+        raise
+
+
+def _bring_up_to_date(
+    slug: str, config, fingerprint: str, needed: Path | None, steps: Steps, label: str, row: int
+) -> dict:
     folder = Path(config.out)
     if needed is not None:
         if not needed.exists():
@@ -422,7 +463,7 @@ def _train_and_evaluate(
     used = dict(state.get("used", {"seconds": 0.0}))
     if state.get("trained") != trained:
         config.resume = True
-        used = steps.run(f"papers.{slug}.train", "train", {"config": config}, folder)
+        used = steps.run(f"papers.{slug}.train", "train", {"config": config}, folder, row)
         state = {**state, "trained": trained, "used": used}
         marker.write_text(json.dumps(state))
     arguments = {
@@ -431,7 +472,7 @@ def _train_and_evaluate(
         "out": folder,
         "device": config.device,
     }
-    more = steps.run(f"papers.{slug}.eval", "evaluate", arguments, folder)
+    more = steps.run(f"papers.{slug}.eval", "evaluate", arguments, folder, row)
     used = {key: used[key] + more[key] if key == "seconds" else max(used[key], more[key]) for key in used}
     marker.write_text(json.dumps({**state, "evaluated": evaluated, "used": used}))
     say(f"{label}: {used['seconds']:.0f} s")
@@ -495,8 +536,6 @@ def main_one(slug: str, options: Options) -> bool:
 
 def main_all(options: Options) -> bool:
     """Every paper, `jobs` at a time, each in a process of its own; a summary at the end."""
-    from concurrent.futures import ThreadPoolExecutor
-
     passed = [f"--{name}" for name in ("record", "check", "dry_run") if getattr(options, name)]
     passed = [flag.replace("_", "-") for flag in passed]
     passed += ["--profile", options.profile, "--device", options.device]

@@ -52,9 +52,7 @@ def numbers(paper: dict, result: dict) -> str:
     metrics = [
         metric
         for metric in paper["metric"]
-        if any(
-            ledger.mean_of(result, v["name"], metric["column"], metric.get("cases", "*")) for v in variants
-        )
+        if any(ledger.mean_of(result, v["name"], metric["column"], metric.get("cases", "*")) for v in variants)
     ]
     heads = []
     for metric in metrics:
@@ -119,9 +117,7 @@ def section(paper: dict, result: dict) -> str:
 
 def for_terminal(paper: dict, result: dict) -> str:
     """The end of `make reproduce`: numbers and verdicts in plain text."""
-    lines = [
-        f"{paper['name']} on {result['dataset']} ({result['cases']} test cases, {result['seeds']} seeds), "
-    ]
+    lines = [f"{paper['name']} on {result['dataset']} ({result['cases']} test cases, {result['seeds']} seeds), "]
     lines[0] += f"{duration(result)}; in brackets the paper's numbers, on its own data"
     variants = [variant for variant in paper["variant"] if variant["name"] in result["results"]]
     width = max(len(variant["label"]) for variant in variants) + 2

@@ -135,16 +135,12 @@ def load_checkpoint(path: Path, paper: str | None = None, variant: str | None = 
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(
-            f"{path}: there is no checkpoint here; train first, or give the path of a checkpoint.pt"
-        )
+        raise InputError(f"{path}: there is no checkpoint here; train first, or give the path of a checkpoint.pt")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         found_paper, found_variant = content["paper"], content["config"]["variant"]
     except Exception as error:
-        raise InputError(
-            f"{path}: not a readable checkpoint of this project (truncated, or another format)"
-        ) from error
+        raise InputError(f"{path}: not a readable checkpoint of this project (truncated, or another format)") from error
     if paper is not None and found_paper != paper:
         raise InputError(f"{path}: this is a checkpoint of '{found_paper}', expected one of '{paper}'")
     if variant is not None and found_variant != variant:
@@ -260,9 +256,7 @@ class StepSampler:
     part of the global batch; with accumulation each part is yielded as a batch of its own.
     """
 
-    def __init__(
-        self, length: int, batch_size: int, seed: int, start: int, steps: int, rank=0, world=1, accumulate=1
-    ):
+    def __init__(self, length: int, batch_size: int, seed: int, start: int, steps: int, rank=0, world=1, accumulate=1):
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.start, self.steps = start, steps
         self.rank, self.world, self.accumulate = rank, world, accumulate
@@ -271,9 +265,7 @@ class StepSampler:
         return max(0, self.steps - self.start) * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        usable = (
-            self.length - self.length % self.batch_size if self.length >= self.batch_size else self.length
-        )
+        usable = self.length - self.length % self.batch_size if self.length >= self.batch_size else self.length
         part = self.batch_size // (self.world * self.accumulate)
         cached_epoch, order = -1, None
         for step in range(self.start, self.steps):
@@ -391,7 +383,11 @@ class Run:
             wrapped = torch.compile(wrapped)
         if self.world > 1 and any(parameter.requires_grad for parameter in model.parameters()):
             ids = [self.device.index] if self.device.type == "cuda" else None
-            wrapped = nn.parallel.DistributedDataParallel(wrapped, device_ids=ids)
+            wrapped = nn.parallel.DistributedDataParallel(
+                wrapped,
+                device_ids=ids,
+                broadcast_buffers=False,  # batch norm is synchronised already
+            )
         self._wrapped.append(wrapped)
         return wrapped
 
@@ -415,9 +411,7 @@ class Run:
             if name not in MAY_CHANGE_ON_RESUME and content["config"].get(name) != value
         ]
         if changed:
-            raise InputError(
-                f"{self.checkpoint_path}: can't resume with other settings: {'; '.join(changed)}"
-            )
+            raise InputError(f"{self.checkpoint_path}: can't resume with other settings: {'; '.join(changed)}")
         for model, state in zip(self.models, content["models"], strict=True):
             model.load_state_dict(state)
         for name, item in objects.items():
@@ -487,8 +481,15 @@ class Run:
             generator=torch.Generator(),  # else the loader would draw from the run's random numbers
         )
         quiet = not sys.stderr.isatty() or not self.is_main
+        row = int(os.environ.get("PROGRESS_ROW", 0))  # several trainings may share a terminal
         bar = tqdm(
-            total=steps, initial=self.step, desc=config.variant, unit="step", disable=quiet, leave=False
+            total=steps,
+            initial=self.step,
+            desc=config.variant,
+            unit="step",
+            disable=quiet,
+            leave=False,
+            position=row,
         )
         self._saved_at = time.monotonic()
         with self._interruptible(), bar:
@@ -542,9 +543,7 @@ class Run:
             for number, handler in old.items():
                 signal.signal(number, handler)
 
-    def update(
-        self, loss: Tensor, optimizer, scheduler=None, *, clip: float | None = None, name="loss", **parts
-    ):
+    def update(self, loss: Tensor, optimizer, scheduler=None, *, clip: float | None = None, name="loss", **parts):
         """Backward pass and, at the last accumulation part, one step of optimizer and scheduler.
 
         Args:

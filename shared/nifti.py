@@ -899,7 +899,6 @@ def _resample(
     import SimpleITK as sitk
 
     name = _name(image.path)
-    _check_no_shear(image)
     methods = {"linear": sitk.sitkLinear, "bspline": sitk.sitkBSpline}
     if interpolation not in methods:
         raise InputError(

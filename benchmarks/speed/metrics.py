@@ -3,9 +3,11 @@
     python -m benchmarks.speed.metrics
 
 Two overlapping smooth masks of 128³ voxels of 2.5 x 0.8 x 0.8 mm, and the SSIM of two float32 volumes. All
-libraries work on the same arrays in one process, taking turns, and the median of the rounds counts. The peak memory
-is that of a fresh process for each, over what it held with the arrays made and the library imported and used once
-on a small array.
+libraries work on the same arrays in one process, taking turns, and the median of the rounds counts. The peak
+memory is what a call adds to the size of the process, on Linux; elsewhere it's left out.
+
+Torch shares an operation among its threads and waits for the slowest, so on a machine that's busy with something
+else our SSIM loses far more time than single-threaded libraries do. The load is printed for that reason.
 
 The times of surface-distance are of its own surface elements, so they compare and its values don't.
 """
@@ -14,13 +16,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
+import gc
 import importlib
 import io
 import os
-import resource
 import statistics
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -33,7 +34,6 @@ from shared import metrics
 SIZE = 128
 SPACING = (2.5, 0.8, 0.8)
 ROUNDS = 5
-LIBRARIES = {"monai": "monai", "medpy": "medpy", "surface-distance": "surface_distance", "skimage": "skimage"}
 
 
 def smooth_masks(size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
@@ -160,7 +160,7 @@ def measure(rounds: int = ROUNDS, size: int = SIZE, memory: bool = True) -> list
                     "library": library,
                     "ms": ms,
                     "ratio": ms / ours if ms and ours else None,
-                    "peak_mib": _peak_elsewhere(metric, library, size) if memory and not note else None,
+                    "peak_mib": _peak_mib(functions[library]) if memory and not note else None,
                     "note": note,
                 }
             )
@@ -180,53 +180,33 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def _peak_elsewhere(metric: str, library: str, size: int) -> float | None:
-    """The peak memory in MiB in a process of its own; None where it can't be measured."""
-    command = [sys.executable, "-m", "benchmarks.speed.metrics", "--peak-of", metric, library, str(size)]
-    done = subprocess.run(command, capture_output=True, text=True)
+def _peak_mib(function: Callable[[], object]) -> float | None:
+    """How far a call raises this process above its present size, in MiB; None where that can't be measured."""
     try:
-        return float(done.stdout.split()[-1])
-    except (IndexError, ValueError):
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # Memory that earlier calls freed would hide what this one takes.
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # The recorded peak starts afresh.
+        before = _status_mib("VmRSS")
+        function()
+        return _status_mib("VmHWM") - before
+    except (OSError, AttributeError):
         return None
 
 
-def _peak(metric: str, library: str, size: int) -> float:
-    """How far the metric raises the peak of this process above its present size, in MiB."""
-    warnings.simplefilter("ignore")
-    tasks(24)[metric][library]()  # Imports, thread pools and the like aren't the metric's.
-    function = tasks(size)[metric][library]
-    # Making the arrays took more than they hold, so the peak starts afresh where Linux can do that.
-    try:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-    except OSError:
-        pass
-    before = _status_mib("VmRSS")
-    function()
-    return _status_mib("VmHWM") - before
-
-
 def _status_mib(field: str) -> float:
-    try:
-        with open("/proc/self/status") as file:
-            return next(float(line.split()[1]) / 1024 for line in file if line.startswith(field + ":"))
-    except OSError:
-        kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return kib / (1024 * 1024 if sys.platform == "darwin" else 1024)
+    with open("/proc/self/status") as file:
+        return next(float(line.split()[1]) / 1024 for line in file if line.startswith(field + ":"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--size", type=int, default=SIZE)
-    parser.add_argument("--peak-of", nargs=3, metavar=("METRIC", "LIBRARY", "SIZE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.peak_of:
-        metric, library, size = options.peak_of
-        print(_peak(metric, library, int(size)))
-        return
+    load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
     threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} cores"
-    print(f"{options.size}³ voxels of {SPACING} mm, median of {options.rounds}, {threads}")
+    print(f"{options.size}³ voxels of {SPACING} mm, median of {options.rounds}, {threads}, {load}")
     print(table(measure(options.rounds, options.size)))
 
 

@@ -1,8 +1,8 @@
 """Evaluate CDI-Net per study, draw the panel, and apply it to a user's own projections (section 3).
 
-    python -m papers.cdinet.eval evaluate --data DATA --checkpoint RUN/checkpoint.pt --out RUN
-    python -m papers.cdinet.eval panel --data DATA --checkpoints A/checkpoint.pt B/checkpoint.pt --out panel.png
-    python -m papers.cdinet.eval apply --checkpoint RUN/checkpoint.pt --input scan.h5 --output ac.nii.gz
+python -m papers.cdinet.eval evaluate --data DATA --checkpoint RUN/checkpoint.pt --out RUN
+python -m papers.cdinet.eval panel --data DATA --checkpoints A/checkpoint.pt B/checkpoint.pt --out panel.png
+python -m papers.cdinet.eval apply --checkpoint RUN/checkpoint.pt --input scan.h5 --output ac.nii.gz
 """
 
 import csv
@@ -258,7 +258,7 @@ def apply(
     affine = projector.geometry.affine()
     if mu_output is None:
         stem = output.name.removesuffix(".gz").removesuffix(".nii")
-        mu_output = output.with_name(f"{stem}_mu{output.name[len(stem):]}")
+        mu_output = output.with_name(f"{stem}_mu{output.name[len(stem) :]}")
     nifti.save(output, volume[0, 0].cpu().numpy(), affine=affine)
     nifti.save(mu_output, mu[0, 0].cpu().numpy(), affine=affine)
     print(f"wrote {output} (photons per voxel) and {mu_output} (1/cm)")

@@ -33,7 +33,7 @@ SEGMENTS = (
 WALL_MM = 10.0  # thickness of a wall averaged over the heartbeat
 USUAL_AXIS = (0.69, -0.62, -0.37)  # of a patient on the back: leftwards by 48°, down by 22°
 OUTSIDE = 0.15  # weight of what lies outside the shell when the pose is estimated
-PRIOR = 0.1  # weight of the usual shape and direction against the image
+PRIOR = 0.3  # weight of the usual shape and direction against the image
 PROFILE_REACH_MM = 10.0  # the maximum is searched so far inside and outside the middle of the wall
 
 
@@ -74,9 +74,11 @@ class LeftVentriclePose:
         if not np.isfinite([*self.centre, *self.axis, *lengths]).all() or np.linalg.norm(self.axis) < 1e-6:
             raise InputError("The pose of a left ventricle needs finite numbers and an axis other than zero.")
         if self.length_mm <= WALL_MM / 2 or self.radius_mm <= 0 or abs(self.base_mm) >= self.length_mm - WALL_MM / 2:
-            raise InputError("The pose of a left ventricle needs a positive radius and a base_mm smaller than its "
-                             f"length_mm less half a wall, got length_mm {self.length_mm:g}, radius_mm "
-                             f"{self.radius_mm:g} and base_mm {self.base_mm:g}.")
+            raise InputError(
+                "The pose of a left ventricle needs a positive radius and a base_mm smaller than its "
+                f"length_mm less half a wall, got length_mm {self.length_mm:g}, radius_mm "
+                f"{self.radius_mm:g} and base_mm {self.base_mm:g}."
+            )
         axis = np.asarray(self.axis, dtype=float) / np.linalg.norm(self.axis)
         wanted = _towards_head(axis) if self.anterior is None else np.asarray(self.anterior, dtype=float)
         across = wanted - (wanted @ axis) * axis
@@ -135,17 +137,23 @@ def left_ventricle_pose(
     if search_mm <= 0 or tilt_degrees <= 0:
         raise ValueError(f"search_mm and tilt_degrees must be positive, got {search_mm} and {tilt_degrees}")
     if not np.isfinite(array).all() or array.max() <= 0:
-        raise InputError("The image in which to find the left ventricle is empty or holds values that aren't "
-                         "finite; check the reconstruction.")
+        raise InputError(
+            "The image in which to find the left ventricle is empty or holds values that aren't "
+            "finite; check the reconstruction."
+        )
     sigma_mm = math.sqrt(max(16.0 - (voxel_mm / 2.5) ** 2, 0.0))  # fine grids are brought to a common resolution
     smooth = gaussian_filter(array, sigma_mm / voxel_mm)
     candidates = _candidates(smooth, voxel_mm, np.asarray(near_mm, dtype=float), search_mm, tilt_degrees)
-    fits = [_refine(smooth, voxel_mm, candidate, tilt_degrees) for candidate in candidates]
-    explained, pose = max(fits, key=lambda fit: fit[0], default=(0.0, None))
-    if explained < 0.4:
-        raise InputError("No left ventricle was found near the centre of the image; check the image or pass the "
-                         "pose yourself.")
-    return pose
+    rough = [_refine(smooth, voxel_mm, candidate, tilt_degrees, 9.0) for candidate in candidates]
+    explained, shell = max(rough, key=lambda fit: fit[0])
+    explained, shell = _refine(smooth, voxel_mm, shell, tilt_degrees, 6.5)
+    allowed = math.cos(math.radians(min(tilt_degrees, 180.0))) - 1e-6
+    if explained < 0.4 or shell[3:6] @ _usual_axis() < allowed:
+        raise InputError(
+            "No left ventricle was found near the centre of the image; check the image and its "
+            "orientation, or give the pose yourself."
+        )
+    return LeftVentriclePose(tuple(shell[:3]), tuple(shell[3:6]), *map(float, shell[6:]))
 
 
 def _candidates(
@@ -178,65 +186,68 @@ def _candidates(
     for best in np.argsort(scores, axis=None)[::-1][:2000]:
         centre, shape, axis = np.unravel_index(best, scores.shape)
         candidate = np.concatenate([centres[centre], axes[axis], shapes[shape]])
-        if all(
-            np.linalg.norm(candidate[:3] - other[:3]) > 15 or candidate[3:6] @ other[3:6] < 0.8 for other in chosen
-        ):
+        if all(np.linalg.norm(candidate[:3] - other[:3]) > 15 or candidate[3:6] @ other[3:6] < 0.8 for other in chosen):
             chosen.append(candidate)
         if len(chosen) == 3:
             break
     return chosen
 
 
-def _refine(image: np.ndarray, voxel_mm: float, start: np.ndarray, tilt_degrees: float) -> tuple[float, LeftVentriclePose]:
-    """Robust least squares from a start; also the fraction of the image's variance that the shell explains."""
+def _refine(
+    image: np.ndarray, voxel_mm: float, start: np.ndarray, tilt_degrees: float, step_mm: float
+) -> tuple[float, np.ndarray]:
+    """Robust least squares of a shell and its background, sampled every `step_mm` around a start.
+
+    Returns:
+        The fraction of the variance in wall and cavity that the shell explains, and the numbers (9,) of the
+        shell, in the order of the start: centre 3, axis 3, length, radius, base.
+    """
     centre, axis, (length, radius, base) = start[:3], start[3:6], start[6:]
-    for _ in range(2):  # the second time around what the first has found
-        points = centre + _ball(66.0, 7.0)
-        sampled = _sample(image, points, voxel_mm)
-        side = np.cross(axis, np.eye(3)[np.argmin(np.abs(axis))])
-        side /= np.linalg.norm(side)
-        up = np.cross(axis, side)
-        long, across = _cylinder(points - centre, axis)
-        weight = _weight(_distance(long, across, length, radius))
-        unit = np.quantile(sampled[weight > 0.5], 0.95) + 1e-6 * image.max()
-        target = sampled / unit
-        root = np.sqrt(weight / weight.sum())
+    side = np.cross(axis, np.eye(3)[np.argmin(np.abs(axis))])
+    side /= np.linalg.norm(side)
+    up = np.cross(axis, side)
+    offset = _ball(66.0, step_mm)
+    sampled = _sample(image, centre + offset, voxel_mm)
+    weight = _weight(_distance(*_cylinder(offset, axis), length, radius))
+    target = sampled / (np.quantile(sampled[weight > 0.5], 0.95) + 1e-6 * image.max())
+    root = np.sqrt(weight / weight.sum())
 
-        def tilted(numbers, axis=axis, side=side, up=up):
-            direction = axis + numbers[3] * side + numbers[4] * up
-            return direction / np.linalg.norm(direction)
+    def tilted(numbers):
+        direction = axis + numbers[3] * side + numbers[4] * up
+        return direction / np.linalg.norm(direction)
 
-        def model(numbers, points=points, centre=centre, tilted=tilted):
-            length, radius, cut, sigma, wall, inside, outside = numbers[5:]
-            long, across = _cylinder(points - centre - numbers[:3], tilted(numbers))
-            distance = _distance(long, across, length, radius)
-            background = inside + (outside - inside) / (1.0 + np.exp(-np.clip(distance / 4.0, -30, 30)))
-            return background + wall * _wall(distance, long, cut * length, sigma)
+    def model(numbers):
+        length, radius, cut, sigma, wall, inside, outside = numbers[5:]
+        long, across = _cylinder(offset - numbers[:3], tilted(numbers))
+        distance = _distance(long, across, length, radius)
+        background = inside + (outside - inside) / (1.0 + np.exp(-np.clip(distance / 4.0, -30, 30)))
+        return background + wall * _wall(distance, long, cut * length, sigma)
 
-        def residuals(numbers, model=model, tilted=tilted, root=root, target=target):
-            length, radius, cut, sigma = numbers[5:9]
-            usual = [(length / radius - 1.65) / 0.5, (cut - 0.45) / 0.3, (sigma - 6.0) / 4.0]
-            if tilt_degrees < 180:
-                usual.append(np.linalg.norm(tilted(numbers) - _usual_axis()) / math.radians(tilt_degrees))
-            return np.concatenate([root * (model(numbers) - target), PRIOR * np.array(usual)])
+    def residuals(numbers):
+        length, radius, cut, sigma = numbers[5:9]
+        usual = [(length / radius - 1.65) / 0.5, (cut - 0.45) / 0.3, (sigma - 6.0) / 4.0]
+        if tilt_degrees < 180:
+            usual.append(np.linalg.norm(tilted(numbers) - _usual_axis()) / math.radians(tilt_degrees))
+        return np.concatenate([root * (model(numbers) - target), prior * np.array(usual)])
 
-        # Shift of the centre 3, tilt 2, length, radius, base / length, blurred wall, and three heights.
-        lower = [-25, -25, -25, -1, -1, 27, 13, 0, 3, 0.1, 0, 0]
-        upper = [25, 25, 25, 1, 1, 75, 45, 0.8, 11, 2.5, 1, 1]
-        first = [0, 0, 0, 0, 0, length, radius, base / length, 6.0, 0.9, 0.1, 0.1]
-        first = np.clip(first, np.add(lower, 1e-3), np.subtract(upper, 1e-3))
-        scale = 0.15 * float(np.median(root[root > 0]))
-        fit = least_squares(
-            residuals, first, bounds=(lower, upper), loss="soft_l1", f_scale=scale, x_scale=[5] * 3 + [0.2] * 2
-            + [8, 5, 0.2, 2, 0.3, 0.2, 0.2], max_nfev=30, xtol=1e-4, ftol=1e-5,
-        )  # fmt: skip
-        centre, axis, (length, radius, base) = centre + fit.x[:3], tilted(fit.x), fit.x[5:8]
-        base = base * length
-    share = (weight - OUTSIDE) / (weight - OUTSIDE).sum()  # of the wall and the cavity alone
+    # Shift of the centre 3, tilt 2, length, radius, base / length, blurred wall, heights of wall and background 2.
+    lower = [-25, -25, -25, -1, -1, 27, 13, 0, 3, 0.1, 0, 0]
+    upper = [25, 25, 25, 1, 1, 75, 45, 0.8, 11, 2.5, 1, 1]
+    size = [5, 5, 5, 0.2, 0.2, 8, 5, 0.2, 2, 0.3, 0.2, 0.2]
+    first = [0, 0, 0, 0, 0, length, radius, base / length, 6.0, 0.9, 0.1, 0.1]
+    first = np.clip(first, np.add(lower, 1e-3), np.subtract(upper, 1e-3))
+    # The loss grows linearly with a residual, so the image's share grows with the root of the number of points.
+    outlier, prior = 0.15 * float(np.median(root)), PRIOR * math.sqrt(len(offset) / 3500)
+    fit = least_squares(
+        residuals, first, bounds=(lower, upper), loss="soft_l1", f_scale=outlier, x_scale=size, max_nfev=30,
+        xtol=1e-4, ftol=1e-5,
+    )  # fmt: skip
+    share = (weight - OUTSIDE) / (weight - OUTSIDE).sum()
     error = (share * (model(fit.x) - target) ** 2).sum()
     variance = (share * (target - (share * target).sum()) ** 2).sum()
-    explained = 1.0 - error / max(variance, 1e-12)
-    return explained, LeftVentriclePose(tuple(centre), tuple(axis), float(length), float(radius), float(base))
+    length, radius, cut = fit.x[5:8]
+    shell = [*(centre + fit.x[:3]), *tilted(fit.x), length, radius, cut * length]
+    return 1.0 - error / max(variance, 1e-12), np.array(shell)
 
 
 def _usual_axis() -> np.ndarray:
@@ -361,7 +372,7 @@ def polar_map(
     _check_bins(rings, angles)
     position = (np.arange(rings) + 0.5) * 4.0 / rings  # 0..1 apical cap, 1..4 from the cavity's tip to the base
     tip = pose.length_mm - WALL_MM / 2
-    end = max(-pose.base_mm + WALL_MM / 2, -pose.base_mm) if tip + pose.base_mm > WALL_MM else -pose.base_mm
+    end = min(-pose.base_mm + WALL_MM / 2, tip)
     along = tip + (end - tip) * (position - 1.0) / 3.0
     theta = np.where(  # of the ellipsoid's parametrisation, 0 at the apex
         position < 1.0,

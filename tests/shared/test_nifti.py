@@ -204,6 +204,7 @@ def test_types_that_nifti_readers_lack_are_narrowed(tmp_path, data, stored):
 
 def test_time_axis_can_be_added_and_dropped(tmp_path):
     volume = nifti.make_image(noise((3, 4, 5)), affine_of())
+    volume.header["pixdim"][4] = 0  # as many 3D files have it
     nifti.save(tmp_path / "4d.nii", noise((3, 4, 5, 2)), like=volume)
     series = nifti.load(tmp_path / "4d.nii")
     np.testing.assert_allclose(nibabel.load(tmp_path / "4d.nii").header.get_zooms(), (0.8, 1.5, 2.5, 1), rtol=1e-6)
@@ -416,6 +417,17 @@ def test_labels_keep_their_set_and_dtype(dtype):
     ):
         assert result.data.dtype == dtype
         assert set(np.unique(result.data)) <= set(np.unique(labels))
+
+
+@pytest.mark.parametrize("label", [False, True])
+@pytest.mark.parametrize("shape", [(5, 6, 7), (5, 6), (5, 1, 7, 2)], ids=["3D", "2D", "one slice"])
+def test_resample_to_spacing_has_no_empty_rim(shape, label):
+    """5 mm at 2 mm are three voxels, the last of them centred on the old edge."""
+    image = nifti.make_image(np.full(shape, 3, np.int16), affine_of(("L", "P", "S"), (1, 1, 1)))
+    for spacing in (2.0, 0.3):
+        result = nifti.resample_to_spacing(image, spacing, label=label)
+        assert result.shape[0] == {2.0: 3, 0.3: 17}[spacing]
+        np.testing.assert_allclose(result.data, 3, atol=1e-5)
 
 
 @pytest.mark.parametrize("label", [False, True])
