@@ -52,9 +52,7 @@ def train_in_processes(world: int, slug: str, variant: str, data: Path, out: Pat
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torch._dynamo", "shared.gpu"])
     arguments = (slug, variant, data, out)
-    processes = [
-        context.Process(target=_process, args=(rank, world, port, arguments, values)) for rank in range(world)
-    ]
+    processes = [context.Process(target=_process, args=(rank, world, port, arguments, values)) for rank in range(world)]
     for process in processes:
         process.start()
     for process in processes:

@@ -323,8 +323,9 @@ def test_apply(slug, smoke_data, smoke_run, tmp_path, capsys):
 
     assert_one_sentence(*exit_of(evaluation.main, argv(tmp_path / "absent" / given.name), capsys), "absent")
     if given.is_file():
-        broken = tmp_path / given.name
-        shutil.copyfile(given, broken)
+        copy = tmp_path / "copy"
+        shutil.copytree(smoke_data(slug), copy)
+        broken = copy / given.relative_to(smoke_data(slug))
         truncate(broken)
         assert_one_sentence(*exit_of(evaluation.main, argv(broken), capsys), given.name)
     assert not output.exists(), "a failed apply left something behind"
@@ -398,9 +399,7 @@ def test_wrong_checkpoints(slug, smoke_data, smoke_run, tmp_path, capsys):
 
 def tracked_files() -> list[Path]:
     try:
-        listed = subprocess.run(
-            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-        )
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
     return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
@@ -411,10 +410,7 @@ def test_no_machine_paths_and_no_registry_addresses():
     registry = "|".join(["py" + "pi", "pytho" + "nhosted", "download.py" + "torch"])
     forbidden = re.compile(rf"(?<![\w.<}}])(?:{here})\w|https?://[\w.]*(?:{registry})")
     for path in tracked_files():
-        if (
-            path.suffix in (".py", ".toml", ".md", ".lock", ".yml", ".json", ".txt", ".cff")
-            or path.name == "Makefile"
-        ):
+        if path.suffix in (".py", ".toml", ".md", ".lock", ".yml", ".json", ".txt", ".cff") or path.name == "Makefile":
             found = forbidden.search(path.read_text())
             assert not found, f"{path}: {found.group()}"
 

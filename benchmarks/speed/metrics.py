@@ -6,8 +6,8 @@ Two overlapping smooth masks of 128³ voxels of 2.5 x 0.8 x 0.8 mm, and the SSIM
 libraries work on the same arrays in one process, taking turns, and the median of the rounds counts. The peak
 memory is what a call adds to the size of the process, on Linux; elsewhere it's left out.
 
-Torch shares an operation among its threads and waits for the slowest, so on a machine that's busy with something
-else our SSIM loses far more time than single-threaded libraries do. The load is printed for that reason.
+Ours uses the threads that torch has, and the others mostly one, so a machine that's busy with something else slows
+ours down more. The load is printed for that reason.
 
 The times of surface-distance are of its own surface elements, so they compare and its values don't.
 """
@@ -188,7 +188,9 @@ def _peak_mib(function: Callable[[], object]) -> float | None:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # The recorded peak starts afresh.
         before = _status_mib("VmRSS")
-        function()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            function()
         return _status_mib("VmHWM") - before
     except (OSError, AttributeError):
         return None

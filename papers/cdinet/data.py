@@ -57,20 +57,39 @@ def load_projector(root: str | os.PathLike) -> Projector:
     """
     root = Path(root)
     split = next((name for name in SPLITS if (root / name).is_dir()), SPLITS[0])
-    studies = find_studies(root, split)
+    return _scanner(root, find_studies(root, split)[0])
+
+
+def load_scanner(path: str | os.PathLike) -> Projector:
+    """The scanner of a user's own file: geometry.json in its folder or the one above (or in the folder
+    `path` itself), and the system matrix beside it.
+
+    Raises:
+        InputError: no geometry.json there, a broken geometry or matrix, or more than one matrix.
+    """
+    path = Path(path)
+    folders = [path, path.parent] if path.is_dir() else [path.parent, path.parent.parent]
+    for folder in folders:
+        if (folder / "geometry.json").is_file():
+            return _scanner(folder, None)
+    raise InputError(
+        f"{folders[0]} and the folder above hold no geometry.json; say with --scanner where the geometry and the "
+        "system matrix of your scanner are (PinholeGeometry.save writes one)."
+    )
+
+
+def _scanner(root: Path, study: Path | None) -> Projector:
     if (root / "geometry.json").is_file():
         geometry = PinholeGeometry.load(root / "geometry.json")
     else:
-        image_shape = _shape_of(studies[0], IMAGES["mu"])
-        u, v, angles = _shape_of(studies[0], PROJECTIONS["projections_low"])
+        image_shape = _shape_of(study, IMAGES["mu"])
+        u, v, angles = _shape_of(study, PROJECTIONS["projections_low"])
         if angles < 19:
-            raise InputError(
-                f"{studies[0]} has {angles} angles; without a geometry.json they must be the 19 of the 570c."
-            )
+            raise InputError(f"{study} has {angles} angles; without a geometry.json they must be the 19 of the 570c.")
         geometry = PinholeGeometry.ge570c(image_shape, 4.0, (u, v), padding_angles=angles - 19)
         warnings.warn(
             f"{root} has no geometry.json: an analytic 570c with 4 mm voxels gives the directions of attenuation.",
-            stacklevel=2,
+            stacklevel=3,
         )
     matrices = sorted([*root.glob("*.mat"), *root.glob("*.npz")])
     if len(matrices) > 1:
@@ -80,9 +99,42 @@ def load_projector(root: str | os.PathLike) -> Projector:
         return Projector(load_system_matrix(matrices[0], geometry), geometry)
     warnings.warn(
         f"{root} has no system matrix (.mat with sm, or .npz): an analytic pinhole matrix takes its place.",
-        stacklevel=2,
+        stacklevel=3,
     )
     return Projector.from_geometry(geometry)
+
+
+def read_projections(path: str | os.PathLike, geometry: PinholeGeometry) -> np.ndarray:
+    """A user's own counts as float32 (U, V, A): `Proj_LD_LA_EM` of an .h5 file in MATLAB's axis order, or a
+    NIfTI volume (U, V, A). An acquisition without the padding angles gets them, empty.
+
+    Raises:
+        InputError: the file is missing, broken or of another shape, or holds NaN or negative counts.
+    """
+    path = Path(path)
+    if path.name.endswith((".nii", ".nii.gz")):
+        from shared import nifti
+
+        counts = nifti.load(path, ndim=3, dtype=np.float32).data
+    else:
+        key = PROJECTIONS["projections_low"]
+        try:
+            with h5py.File(path, "r") as file:
+                if key not in file:
+                    raise InputError(f"{path} has no dataset {key}, the counts to reconstruct from.")
+                counts = np.ascontiguousarray(np.asarray(file[key], dtype=np.float32).T)
+        except (OSError, TypeError, RuntimeError) as error:
+            raise InputError(f"{path} can't be read as HDF5; it may be missing or truncated: {error}.") from error
+    u, v, angles = geometry.projection_shape
+    if counts.shape == (u, v, geometry.pinholes):
+        counts = np.pad(counts, ((0, 0), (0, 0), (0, geometry.padding_angles)))
+    if counts.shape != (u, v, angles):
+        raise InputError(
+            f"{path}: the counts are {counts.shape}, but the scanner's are {(u, v, angles)} (u, v, angle)."
+        )
+    if not np.isfinite(counts).all() or (counts < 0).any():
+        raise InputError(f"{path}: counts must be finite and not negative.")
+    return counts
 
 
 def read_study(

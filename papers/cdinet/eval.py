@@ -243,7 +243,7 @@ def apply(
     where = choose_device(device)
     if not Path(input).is_file():
         raise InputError(f"{input}: there is no such file; expected projections as .h5, .nii or .nii.gz")
-    projector = load_scanner(scanner if scanner is not None else Path(input).parent)
+    projector = load_scanner(input if scanner is None else scanner)
     model, config = load_model(checkpoint, projector, where)
     projector = projector.to(where)
     scale = config.low_dose_scale if low_dose_scale is None else low_dose_scale

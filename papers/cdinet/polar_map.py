@@ -123,8 +123,8 @@ def left_ventricle_pose(
             phantom.
 
     Raises:
-        InputError: the image is empty, isn't finite, or shows no shell.
-        ValueError: the image isn't 3D or a length isn't positive.
+        InputError: the image is empty, isn't finite, or shows no shell in an allowed direction.
+        ValueError: the image isn't 3D or a length or angle isn't positive.
 
     Example:
         >>> x, y, z = np.meshgrid(*[(np.arange(20) - 9.5) * 8.0] * 3, indexing="ij")
@@ -145,14 +145,14 @@ def left_ventricle_pose(
     smooth = gaussian_filter(array, sigma_mm / voxel_mm)
     candidates = _candidates(smooth, voxel_mm, np.asarray(near_mm, dtype=float), search_mm, tilt_degrees)
     rough = [_refine(smooth, voxel_mm, candidate, tilt_degrees, 9.0) for candidate in candidates]
-    explained, shell = max(rough, key=lambda fit: fit[0])
-    explained, shell = _refine(smooth, voxel_mm, shell, tilt_degrees, 6.5)
+    rough.sort(key=lambda fit: fit[0], reverse=True)
+    fine = [_refine(smooth, voxel_mm, shell, tilt_degrees, 6.5) for _, shell in rough[:2]]
     allowed = math.cos(math.radians(min(tilt_degrees, 180.0))) - 1e-6
-    if explained < 0.4 or shell[3:6] @ _usual_axis() < allowed:
-        raise InputError(
-            "No left ventricle was found near the centre of the image; check the image and its "
-            "orientation, or give the pose yourself."
-        )
+    fine = [fit for fit in fine if fit[1][3:6] @ _usual_axis() >= allowed]
+    explained, shell = max(fine, key=lambda fit: fit[0], default=(0.0, None))
+    if explained < 0.4:
+        raise InputError("No left ventricle was found near the centre of the image; check the image and its "
+                         "orientation, or give the pose yourself.")
     return LeftVentriclePose(tuple(shell[:3]), tuple(shell[3:6]), *map(float, shell[6:]))
 
 

@@ -182,6 +182,15 @@ class PinholeGeometry:
         axes = [(np.arange(n, dtype=np.float32) - (n - 1) / 2.0) * self.voxel_mm for n in self.image_shape]
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3).astype(np.float32)
 
+    def affine(self) -> np.ndarray:
+        """(4, 4): voxel index to NIfTI's world coordinates (RAS+) in mm, the image's centre at 0.
+
+        Our axes are LPS, so the first two change their sign.
+        """
+        affine = np.diag([-self.voxel_mm, -self.voxel_mm, self.voxel_mm, 1.0])
+        affine[:3, 3] = -affine[:3, :3] @ ((np.array(self.image_shape) - 1) / 2)
+        return affine
+
     def to_dict(self) -> dict:
         return asdict(self)
 

@@ -158,7 +158,7 @@ def gather_mass(x: Tensor, mass: Tensor, group: np.ndarray) -> tuple[Tensor, Ten
     return centre / total[:, None], total
 
 
-def micro_clusters(points: Tensor, count: int, seed: int = 0, rounds: int = 8, refinements: int = 3):
+def micro_clusters(points: Tensor, count: int, seed: int = 0, rounds: int = 8, refinements: int = 1):
     """Gather points into micro-clusters: k-means with seeds drawn far from the earlier ones (k-means||).
 
     Sparse regions, a small lesion say, get as many of them as their spread asks for, not their share of
@@ -195,8 +195,9 @@ def micro_clusters(points: Tensor, count: int, seed: int = 0, rounds: int = 8, r
 
 
 def nearest_centre(points: Tensor, centres: Tensor, rows: int = 4096) -> Tensor:
-    """(N,) number of the centre nearest to each point, in blocks of rows."""
-    return torch.cat([squared_distances(block, centres).argmin(1) for block in points.split(rows)])
+    """(N,) number of the centre nearest to each point, in blocks of rows. |x|^2 is the same for all centres."""
+    lengths = centres.square().sum(1)[None]
+    return torch.cat([torch.addmm(lengths, block, centres.T, alpha=-2).argmin(1) for block in points.split(rows)])
 
 
 def centres_of(points: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,6 +48,39 @@ def condense_image(config, embedding):
     )
 
 
+class StoredLevels:
+    """Label stacks of a run's images in levels.npz, so that the oracle "best one" need not condense them again.
+
+    A stack is stored under a digest of the embedding and the settings, so it can't be another image's.
+    """
+
+    def __init__(self, folder: Path | None):
+        import numpy as np
+
+        self.stacks: dict = {}
+        if folder is not None and (Path(folder) / "levels.npz").exists():
+            with np.load(Path(folder) / "levels.npz") as file:
+                self.stacks = {name: file[name] for name in file}
+
+    def name(self, config, case, embedding) -> str:
+        import hashlib
+
+        settings = (config.micro_clusters, config.neighbours, config.growth, config.merge, config.iterations)
+        content = embedding.cpu().numpy().tobytes() + repr((*settings, config.max_segments)).encode()
+        return f"{case.name}/{hashlib.sha256(content).hexdigest()[:12]}"
+
+    def write(self, folder: Path) -> None:
+        import numpy as np
+
+        from shared.gpu import write_atomically
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                np.savez_compressed(file, **self.stacks)
+
+        write_atomically(Path(folder) / "levels.npz", write)
+
+
 def levels_of(config, hierarchy, shape) -> list:
     """Label maps (H, W) of all distinct levels, fine to coarse."""
     levels = [labels.reshape(shape) for labels in hierarchy.levels(config.max_segments)]
@@ -61,8 +94,13 @@ def persistent_map(config, hierarchy, shape):
     return persistent_structures(hierarchy, config.intact, config.smallest_segment).reshape(shape)
 
 
-def segment(config, network, case, device) -> dict:
-    """What a method makes of one image: "labels" (H, W), or "mask" of the U-Net; "levels" with condensation."""
+def segment(config, network, case, device, stored: StoredLevels | None = None) -> dict:
+    """What a method makes of one image: "labels" (H, W), or "mask" of the U-Net; "levels" with condensation.
+
+    Args:
+        stored: label stacks to look up (for the best level) or to add to (for the persistent structures).
+    """
+    import numpy as np
     import torch
 
     from papers.cuts import baselines
@@ -91,8 +129,13 @@ def segment(config, network, case, device) -> dict:
     if config.readout == "kmeans":
         labels = spectral_kmeans(embedding, config.clusters, config.landmarks, config.seed)
         return {"labels": labels.reshape(shape)}
+    stored = stored or StoredLevels(None)
+    name = stored.name(config, case, embedding)
+    if config.readout == "best" and name in stored.stacks:
+        return {"levels": list(stored.stacks[name])}
     hierarchy = condense_image(config, embedding)
     levels = levels_of(config, hierarchy, shape)
+    stored.stacks[name] = np.stack(levels).astype(np.uint8 if config.max_segments <= 256 else np.int32)
     return {"labels": persistent_map(config, hierarchy, shape), "levels": levels}
 
 
@@ -115,7 +158,8 @@ def score(config, found: dict, case) -> dict[str, float | str]:
 
 
 def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> None:
-    """Write metrics.csv: a row per image with Dice, Hausdorff distance, SSIM, ERGAS and RMSE.
+    """Write metrics.csv: a row per image with Dice, Hausdorff distance, SSIM, ERGAS and RMSE; and levels.npz,
+    all label stacks (T, H, W) from fine to coarse, where a method makes them.
 
     Unsupervised methods are scored on all images (or `max_cases` of each data set), the U-Net on its test set.
 
@@ -131,13 +175,15 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> N
 
     where = choose_device(device)
     networks, config = load_networks(checkpoint, where)
+    oracle = config.method == "cuts" and config.readout == "best"
+    stored = StoredLevels(config.init.parent if oracle and config.init else None)
     rows = []
     for name, cases in read_datasets(data, config.datasets).items():
         network = networks.get(name)
         if network is None and build_model(config, 1) is not None:
             raise InputError(f"{checkpoint}: was not trained on '{name}', which {data} holds; train on this folder")
         for case in cases_to_score(cases, config.method == "unet", config.max_cases):
-            rows.append({"case": case.name, **score(config, segment(config, network, case, where), case)})
+            rows.append({"case": case.name, **score(config, segment(config, network, case, where, stored), case)})
 
     def write(path: Path) -> None:
         with path.open("w", newline="") as file:
@@ -145,6 +191,8 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> N
             writer.writeheader()
             writer.writerows(rows)
 
+    if stored.stacks and not oracle:
+        stored.write(out)
     write_atomically(Path(out) / "metrics.csv", write)
 
 

@@ -94,8 +94,8 @@ PROFILES = {
         "max_cases": 2, "micro_clusters": 150, "landmarks": 60, "growth": 1.2, "unet_width": 4,
     },
     "cpu": {
-        "widths": (8, 16, 32, 64), "crop": 48, "batch_size": 8, "epochs": 16, "steps_per_epoch": 10,
-        "max_cases": 8, "micro_clusters": 1500, "unet_width": 8,
+        "widths": (8, 16, 24, 32), "crop": 64, "batch_size": 4, "epochs": 15, "steps_per_epoch": 10,
+        "max_cases": 6, "micro_clusters": 1500, "unet_width": 8,
     },
     "paper": {"batch_size": 16},
 }  # fmt: skip

@@ -21,9 +21,7 @@ def test_names_that_can_not_be(slug):
 @pytest.mark.slow
 def test_the_scaffold_passes_the_contract(tmp_path):
     for name in ("shared", "benchmarks", "tests"):
-        shutil.copytree(
-            ledger.ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("results", "__pycache__")
-        )
+        shutil.copytree(ledger.ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("results", "__pycache__"))
     for name in ("pyproject.toml", "README.md"):
         shutil.copyfile(ledger.ROOT / name, tmp_path / name)
     (tmp_path / "papers").mkdir()

@@ -719,3 +719,38 @@ def test_docstring_examples(name):
     module = importlib.import_module(name)
     failures, examples = doctest.testmod(module)
     assert examples and not failures
+
+
+# --------------------------------------------------------------------------------------- a user's files
+
+
+def test_affine_is_ras_and_centred():
+    geometry = PinholeGeometry.ge570c((12, 12, 8), 24.0, (8, 8))
+    world = np.c_[np.argwhere(np.ones((12, 12, 8))), np.ones(12 * 12 * 8)] @ geometry.affine().T
+    lps = geometry.voxel_centres()
+    np.testing.assert_allclose(world[:, :3], lps * [-1, -1, 1], atol=1e-4)
+
+
+def test_own_projections_as_h5_and_nifti(tmp_path):
+    from shared import nifti
+
+    geometry = PinholeGeometry.ge570c((12, 12, 8), 24.0, (8, 8))
+    counts = np.random.default_rng(0).poisson(5.0, (8, 8, 20)).astype(np.float32)
+    data.write_study(tmp_path / "a.h5", {"projections_low": counts})
+    nifti.save(tmp_path / "a.nii.gz", counts[:, :, :19], affine=np.eye(4))  # without the padding angle
+    np.testing.assert_array_equal(data.read_projections(tmp_path / "a.h5", geometry), counts)
+    read = data.read_projections(tmp_path / "a.nii.gz", geometry)
+    np.testing.assert_array_equal(read[:, :, :19], counts[:, :, :19])
+    assert read.shape == (8, 8, 20) and not read[:, :, 19].any()
+
+
+@pytest.mark.parametrize("counts, message", [
+    (np.zeros((8, 8, 7)), "the counts are"), (np.full((8, 8, 20), -1.0), "not negative"),
+])  # fmt: skip
+def test_own_projections_that_can_not_be(tmp_path, counts, message):
+    geometry = PinholeGeometry.ge570c((12, 12, 8), 24.0, (8, 8))
+    data.write_study(tmp_path / "mine.h5", {"projections_low": counts})
+    with pytest.raises(InputError, match=f"mine.h5.*{message}"):
+        data.read_projections(tmp_path / "mine.h5", geometry)
+    with pytest.raises(InputError, match="no geometry.json"):
+        data.load_scanner(tmp_path / "mine.h5")

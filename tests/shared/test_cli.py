@@ -47,9 +47,7 @@ def test_wrong_flags_exit_with_2(argv, capsys):
 
 
 def test_round_trip_through_json_types():
-    config = configure(
-        Config, PROFILES, VARIANTS, "cpu", "full", data=Path("d"), out=Path("o"), init=Path("i")
-    )
+    config = configure(Config, PROFILES, VARIANTS, "cpu", "full", data=Path("d"), out=Path("o"), init=Path("i"))
     assert config_from_dict(Config, config_to_dict(config)) == config
     with pytest.raises(InputError, match="heigth"):
         config_from_dict(Config, {**config_to_dict(config), "heigth": 3})

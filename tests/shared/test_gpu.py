@@ -271,9 +271,7 @@ def in_processes(function, *arguments, world=2):
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torch._dynamo", "shared.gpu"])
-    processes = [
-        context.Process(target=_process, args=(r, world, port, function, arguments)) for r in range(world)
-    ]
+    processes = [context.Process(target=_process, args=(r, world, port, function, arguments)) for r in range(world)]
     for process in processes:
         process.start()
     for process in processes:

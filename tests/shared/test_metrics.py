@@ -551,6 +551,21 @@ def test_long_ssim_chunks_of_rows():
             close(metrics.ssim(x, y, data_range=1.0), expected, rtol=1e-12)
 
 
+def test_ssim_leaves_the_threads_of_torch_alone():
+    x, y = torch.rand(2, 1, 40, 40, 40)
+    threads = torch.get_num_threads()
+    values = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            with mock.patch.object(metrics, "_SSIM_CHUNK", 1):
+                values.append(metrics.ssim(x, y, data_range=1.0).item())
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert values == pytest.approx([values[0]] * 3, rel=1e-12)
+
+
 def test_image_metrics_of_a_batch_are_those_of_its_cases():
     torch.manual_seed(0)
     x, y = torch.rand(2, 3, 13, 14)
