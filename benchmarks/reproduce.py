@@ -382,19 +382,9 @@ def reproduce(slug: str, options: Options) -> tuple[dict, list[str]]:
             memory[key] = max(memory.get(key, 0.0), used.get(key, 0.0))
         results.setdefault(name, {})[str(seed)] = read_metrics(root / name / f"seed{seed}" / "metrics.csv")
 
-    panel = [root / name / "seed0" / "checkpoint.pt" for name in paper["panel"] if name in results]
-    if panel and len(panel) == len(paper["panel"]):
-        try:
-            arguments = {
-                "data": data,
-                "checkpoints": panel,
-                "out": root / "panel.png",
-                "device": options.device,
-            }
-            steps.run(f"papers.{slug}.eval", "panel", arguments, root)
-            say(f"picture    {relative(root / 'panel.png')}")
-        except (RuntimeError, InputError) as error:
-            failures.append(f"panel: {error}")
+    drawn = draw_panel(slug, paper, root, data, options.device, steps)
+    if drawn:
+        failures.append(drawn)
 
     from benchmarks.claims import check, claims_for
 
@@ -422,6 +412,25 @@ def reproduce(slug: str, options: Options) -> tuple[dict, list[str]]:
     if results:
         ledger.write_result(result, root / "result.json")
     return result, failures
+
+
+def draw_panel(slug: str, paper: dict, root: Path, data: Path, device: str, steps: Steps) -> str | None:
+    """Draw panel.png from the first seed's checkpoints, if they changed; returns what went wrong, if anything."""
+    checkpoints = [root / name / "seed0" / "checkpoint.pt" for name in paper["panel"]]
+    if not all(path.exists() for path in checkpoints):
+        return None
+    code = ledger.digest_of_code(ledger.paper_files(slug))
+    digest = code + "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in checkpoints)
+    marker = root / "panel.json"
+    if not (root / "panel.png").exists() or _marker(marker).get("digest") != digest:
+        arguments = {"data": data, "checkpoints": checkpoints, "out": root / "panel.png", "device": device}
+        try:
+            steps.run(f"papers.{slug}.eval", "panel", arguments, root)
+        except (RuntimeError, InputError) as error:
+            return f"panel: {error}"
+        marker.write_text(json.dumps({"digest": digest}))
+    say(f"picture    {relative(root / 'panel.png')}")
+    return None
 
 
 def _train_and_evaluate(

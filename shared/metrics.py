@@ -213,9 +213,7 @@ def _check_maps(prediction: Tensor, truth: Tensor, labels: Sequence[int] | None)
         if not isinstance(x, Tensor):
             raise ValueError(f"{name} must be a torch tensor, got {type(x).__name__}.")
         if x.is_floating_point() or x.is_complex():
-            raise ValueError(
-                f"{name} must be a bool mask or integer label map, got {x.dtype}; discretise it."
-            )
+            raise ValueError(f"{name} must be a bool mask or integer label map, got {x.dtype}; discretise it.")
     if prediction.shape != truth.shape:
         raise ValueError(
             f"prediction and truth must have the same shape, got {tuple(prediction.shape)} and {tuple(truth.shape)}."
@@ -269,7 +267,8 @@ def surface_distances(
     MONAI and medpy. The distance is Euclidean, between voxel centres, and exact.
 
     The library surface-distance of DeepMind puts surface elements on voxel corners instead and weights them
-    by area, so its values differ from these by definition, by about half a voxel.
+    by area, so its values differ from these by
+    definition.
 
     The work is on the CPU, whatever the device of the maps, of which only the part around each label is
     copied.
@@ -389,9 +388,7 @@ def hd95(
 ) -> Tensor:
     """The 95 % Hausdorff distance in mm as (B, L): `hausdorff_distance` with `percentile=95`."""
     empty = {"both_empty": both_empty, "one_empty": one_empty}
-    return hausdorff_distance(
-        prediction, truth, spacing, labels, percentile=95.0, convention=convention, **empty
-    )
+    return hausdorff_distance(prediction, truth, spacing, labels, percentile=95.0, convention=convention, **empty)
 
 
 def assd(
@@ -461,8 +458,8 @@ def hausdorff_from_distances(
             interpolates linearly, like `numpy.percentile` and `torch.quantile`.
         convention: "max_of_directed" takes the percentile of each directed set and then the larger of the
             two, as MONAI's `compute_hausdorff_distance` does (and, with surface elements weighted by area,
-            the library surface-distance). "pooled" takes one percentile of both sets together, as medpy's
-            `hd95` does; it is never larger. At 100 the two are the same.
+            the library surface-distance). "pooled" takes one percentile of both sets together, as medpy's `hd95` does;
+            it's mostly the smaller one. At 100 the two are the same.
         both_empty: the value where both masks are empty. MONAI's is NaN; 0 counts such a case as perfect.
         one_empty: the value in mm where only one mask is empty.
 
@@ -662,9 +659,7 @@ def _nearest(points, targets, surface: np.ndarray, spacing: np.ndarray) -> np.nd
     else:
         reach = math.sqrt(_SEARCHED_COLUMNS * spacing[1] * spacing[2] / math.pi)
     r1, r2 = (min(n - 1, int(reach / mm)) for n, mm in zip((n1, n2), spacing[1:]))
-    planar = np.add.outer(
-        (np.arange(-r1, r1 + 1) * spacing[1]) ** 2, (np.arange(-r2, r2 + 1) * spacing[2]) ** 2
-    )
+    planar = np.add.outer((np.arange(-r1, r1 + 1) * spacing[1]) ** 2, (np.arange(-r2, r2 + 1) * spacing[2]) ** 2)
     complete = math.hypot((n1 - 1) * spacing[1], (n2 - 1) * spacing[2]) <= reach
     width = n2 + 2 * r2
     shift = np.add.outer(np.arange(-r1, r1 + 1) * width, np.arange(-r2, r2 + 1)).ravel()
@@ -710,9 +705,7 @@ def _nearest(points, targets, surface: np.ndarray, spacing: np.ndarray) -> np.nd
     if len(rest):
         from scipy.spatial import cKDTree
 
-        tree = cKDTree(
-            np.stack(targets, axis=1) * spacing, leafsize=32, balanced_tree=False, compact_nodes=False
-        )
+        tree = cKDTree(np.stack(targets, axis=1) * spacing, leafsize=32, balanced_tree=False, compact_nodes=False)
         far = np.stack([x[rest] for x in points], axis=1) * spacing
         distance[rest] = tree.query(far, workers=torch.get_num_threads())[0]
     return distance
@@ -806,7 +799,7 @@ def ssim(
     mean over 2-D slices instead, which is `ssim(x.flatten(0, 1), ...)`.
 
     The moments are computed in float64 whatever the type of the images, so the result for float32 is that of
-    the same values in float64, to 1e-10. (That of scikit-image for float32 is off by up to about 1e-5.) It is
+    the same values in float64, to 1e-10. It is
     differentiable in both images; `1 - ssim(...).mean()` is a loss.
 
     Args:

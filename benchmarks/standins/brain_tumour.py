@@ -11,6 +11,7 @@ comes from the `numpy.random.Generator` that is handed in.
 """
 
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from scipy.special import expit
@@ -30,10 +31,10 @@ RELAXATION = np.array(
         [1050, 88, 0.77, 0.02],  # cerebellar folia: white and grey too fine to tell apart
         [420, 85, 0.62, 0.15],  # scalp, dura and fat that brain extraction has left
         [1050, 122, 0.80, 0.02],  # gliosis: caps and spots
-        [1500, 150, 0.88, 0.03],  # oedema and infiltration
-        [1500, 120, 0.86, 0.55],  # enhancing rim
+        [1500, 180, 0.88, 0.03],  # oedema and infiltration
+        [1500, 150, 0.87, 0.55],  # enhancing rim
         [2400, 300, 0.94, 0.03],  # necrosis
-        [1650, 165, 0.89, 0.05],  # solid tumour that does not enhance
+        [1650, 190, 0.89, 0.05],  # solid tumour that does not enhance
     ]
 )
 MODALITIES = ("t1", "t1ce", "t2", "flair")
@@ -104,7 +105,7 @@ def capsule(p, start, end, radius_start, radius_end) -> np.ndarray:
 def tube(p, points, radii) -> np.ndarray:
     """Signed distance to a chain of tapered tubes."""
     parts = [capsule(p, a, b, r, s) for a, b, r, s in zip(points, points[1:], radii, radii[1:])]
-    return np.minimum.reduce(parts)
+    return reduce(np.minimum, parts)
 
 
 # --- the healthy brain -----------------------------------------------------------------------------------
@@ -182,7 +183,7 @@ def healthy_brain(rng, grid: Grid, glioma: Glioma | None = None) -> Brain:
     sylvian = np.hypot(z + 6 - 0.25 * y + 1.5 * smooth_noise(rng, grid, 40.0), np.maximum(33 - side, 0))
     sylvian = np.hypot(sylvian, np.maximum(np.abs(y - 2) - 26, 0))
     atrophy = rng.uniform(0.4, 1.3)
-    fluid = np.minimum.reduce([sheet - 0.7 * atrophy, cleft - 0.9 * atrophy, sylvian - 1.2 * atrophy])
+    fluid = reduce(np.minimum, [sheet - 0.7 * atrophy, cleft - 0.9 * atrophy, sylvian - 1.2 * atrophy])
     to_pia = np.minimum(depth, fluid)  # mm below the cortical surface
     ribbon = 3.0 + 0.4 * smooth_noise(rng, grid, 30.0)
 
@@ -230,7 +231,7 @@ def healthy_brain(rng, grid: Grid, glioma: Glioma | None = None) -> Brain:
 
     # Fluid around the brain, and what brain extraction leaves of dura and scalp.
     cisterns = ellipsoid(p, (0, -14, -20), (34, 34, 20))
-    head = np.minimum.reduce([cerebrum, cerebellum, stem, cisterns])
+    head = reduce(np.minimum, [cerebrum, cerebellum, stem, cisterns])
     tissue[(tissue == AIR) & (head < 2.0)] = CSF
     brain = tissue != AIR
     patches = smooth_noise(rng, grid, 45.0) + 0.4 * (head - 2.0)
@@ -267,7 +268,7 @@ def add_gliosis(rng, brain: Brain) -> np.ndarray:
 # --- the tumour ------------------------------------------------------------------------------------------
 
 
-def plan_glioma(rng, volume_ml: tuple[float, float] = (14.0, 95.0)) -> Glioma:
+def plan_glioma(rng, volume_ml: tuple[float, float] = (40.0, 130.0)) -> Glioma:
     """A tumour of random size, grade and lobe.
 
     Args:

@@ -42,6 +42,7 @@ def ventricle_case(rng: np.random.Generator, size: int) -> dict[str, np.ndarray]
     """T1-weighted slice with the mask of the lateral ventricles."""
     head = make_head(rng, size, ventricle_width=(0.9, 1.8))
     image = acquire(contrast(head, T1, rng), rng, noise=rng.uniform(0.05, 0.08) * T1["white"])
+    image[sum(head.tissues.values()) < 0.05] = 0  # air is masked, as in the authors' file
     return {"data": image.astype(np.float32), "label": head.ventricles, "white_matter": head.white}
 
 

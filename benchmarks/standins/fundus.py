@@ -65,7 +65,13 @@ def grow_vessels(rng: np.random.Generator, n: int, disc: np.ndarray, macula: np.
             for _ in range(rng.integers(2, 5)):
                 at = int(rng.uniform(0.15, 0.8) * steps)
                 side = rng.choice([-1, 1])
-                child = (path[at], angles[at] + side * rng.uniform(0.5, 1.0), widths[at] * 0.6, 0.0, 0.45 * (steps - at))
+                child = (
+                    path[at],
+                    angles[at] + side * rng.uniform(0.5, 1.0),
+                    widths[at] * 0.6,
+                    0.0,
+                    0.45 * (steps - at),
+                )
                 queue.append(child)
     return canvas
 
@@ -102,10 +108,10 @@ def make_fundus(rng: np.random.Generator, size: int = 128) -> Fundus:
     stroma = smooth_noise(rng, n, n / 70)
     choroid = 1 - 0.5 * np.exp(-((stroma / 0.45) ** 2))
     choroid = 0.85 * ndimage.gaussian_filter(choroid, n / 220) + 0.08 * smooth_noise(rng, n, n / 30)
-    atrophy = lesion_mask(rng, n, macula + n * rng.normal(0, 0.02, 2), rng.uniform(0.04, 0.14))
-    edge = ndimage.gaussian_filter(atrophy.astype(float), n / 200)
+    atrophy = lesion_mask(rng, n, macula + n * rng.normal(0, 0.04, 2), np.exp(rng.uniform(np.log(0.02), np.log(0.2))))
+    edge = ndimage.gaussian_filter(atrophy.astype(float), n / 110)
     pigment = 1 + 0.12 * smooth_noise(rng, n, n / 8) + 0.1 * smooth_noise(rng, n, n / 120)
-    pigment = np.clip(pigment * (1 - rng.uniform(0.35, 0.7) * edge), 0, None)
+    pigment = np.clip(pigment * (1 - rng.uniform(0.2, 0.6) * edge), 0, None)
     rim = ndimage.gaussian_filter(atrophy.astype(float), n / 60) * (1 - edge)  # hyperpigmented border
     pigment += rng.uniform(0.0, 0.5) * rim
     drusen = np.clip(smooth_noise(rng, n, n / 110) - rng.uniform(2.2, 3.0), 0, 0.8)

@@ -44,10 +44,11 @@ def distance_to_curve(x: np.ndarray, y: np.ndarray, points: np.ndarray, widths: 
     from scipy.interpolate import make_interp_spline
 
     knots = np.linspace(0, 1, len(points))
-    curve = make_interp_spline(knots, np.c_[points, widths], k=2)(np.linspace(0, 1, 8 * len(points)))
-    nearest = np.full(x.shape, np.inf)
-    for column, row, width in curve:
-        np.minimum(nearest, np.hypot(x - column, y - row) - width, out=nearest)
+    curve = make_interp_spline(knots, np.c_[points, widths], k=2)(np.linspace(0, 1, 6 * len(points)))
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    nearest = np.full(x.shape, np.inf, np.float32)
+    for column, row, width in curve.astype(np.float32):
+        np.minimum(nearest, np.sqrt((x - column) ** 2 + (y - row) ** 2) - width, out=nearest)
     return nearest
 
 

@@ -226,9 +226,7 @@ def condense_pixels(embedding: Tensor, micro: int = 2000, seed: int = 0, **setti
     centres, members = micro_clusters(embedding, micro, seed)
     masses = torch.bincount(members)
     hierarchy = condense(centres, masses, **settings)
-    return Hierarchy(
-        hierarchy.partitions, members.cpu().numpy().astype(np.int32), hierarchy.masses, hierarchy.epsilons
-    )
+    return Hierarchy(hierarchy.partitions, members.cpu().numpy().astype(np.int32), hierarchy.masses, hierarchy.epsilons)
 
 
 @dataclass(frozen=True)

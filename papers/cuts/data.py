@@ -1,8 +1,8 @@
 """Reads the three data sets of the paper in the layout of its authors; which of them are there is found out.
 
-    DATA/retina/image_with_GA/image<ID>.png, DATA/retina/label_with_GA/label<ID>.npy
-    DATA/brain_ventricles/prepared_data.npz     `data`, `label`: (N, H, W) or (N, H, W, 1)
-    DATA/brain_tumor/*.npz                      `image`, `label`: (H, W)
+DATA/retina/image_with_GA/image<ID>.png, DATA/retina/label_with_GA/label<ID>.npy
+DATA/brain_ventricles/prepared_data.npz     `data`, `label`: (N, H, W) or (N, H, W, 1)
+DATA/brain_tumor/*.npz                      `image`, `label`: (H, W)
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Evaluate per image, draw the panel, and segment a user's own photograph or slice from fine to coarse.
 
-    python -m papers.cuts.eval evaluate --data DATA --checkpoint RUN/checkpoint.pt --out RUN
-    python -m papers.cuts.eval panel --data DATA --checkpoints A/checkpoint.pt B/checkpoint.pt --out panel.png
-    python -m papers.cuts.eval apply --checkpoint RUN/checkpoint.pt --input photo.jpg --output out/levels.nii.gz
+python -m papers.cuts.eval evaluate --data DATA --checkpoint RUN/checkpoint.pt --out RUN
+python -m papers.cuts.eval panel --data DATA --checkpoints A/checkpoint.pt B/checkpoint.pt --out panel.png
+python -m papers.cuts.eval apply --checkpoint RUN/checkpoint.pt --input photo.jpg --output out/levels.nii.gz
 """
 
 import csv

@@ -79,7 +79,7 @@ def measure(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
 
 def best_level(levels: list[np.ndarray], truth: np.ndarray) -> dict[str, float]:
-    """"Diffusion (best one)": per metric the best over all levels, each binarised by M11. An oracle."""
+    """ "Diffusion (best one)": per metric the best over all levels, each binarised by M11. An oracle."""
     tables = [measure(binarise(labels, truth), truth) for labels in levels]
     choose = {"dice": max, "hausdorff": min, "ssim": max, "ergas": min, "rmse": min}
     return {name: choice(table[name] for table in tables) for name, choice in choose.items()}

@@ -13,9 +13,9 @@ def diffusion_coordinates(
     """Landmark diffusion map of points (N, d): coordinates (N, dimensions).
 
     A = exp(-|x - l|^2 / (s_x s_l)) between points and random landmarks, with the distance to the k-th landmark as
-    local bandwidth s. The random walk point -> landmark -> point has the symmetric form B B^T with
-    B = D^-1/2 A E^-1/2 (D, E: row and column sums), so its eigenvectors are the left singular vectors of B.
-    Each is divided by the first one, as in a diffusion map, and weighted with its eigenvalue.
+    local bandwidth s. The random walk point -> landmark -> point is similar to B B^T with B = D^-1/2 A E^-1/2 (D, E:
+    row and column sums). Its first eigenvector D^1/2 1 says nothing and is taken out of B; the coordinates are the
+    next left singular vectors times D^-1/2, weighted with their eigenvalues.
 
     Args:
         dimensions: number of coordinates, without the constant one.
@@ -33,12 +33,14 @@ def diffusion_coordinates(
     of_landmarks = of_points[order.to(points.device)]
     affinity = torch.exp_(-distances / (of_points[:, None] * of_landmarks)).double() + 1e-12
     rows, columns = affinity.sum(1), affinity.sum(0)
-    symmetric = affinity / rows.sqrt()[:, None] / columns.sqrt()
+    root_rows, root_columns = rows.sqrt(), columns.sqrt()
+    symmetric = affinity / root_rows[:, None] / root_columns
+    symmetric -= root_rows[:, None] * (root_columns / rows.sum())  # without the constant one
     values, vectors = torch.linalg.eigh(symmetric.T @ symmetric)
-    keep = min(dimensions + 1, count)
+    keep = min(dimensions, count)
     values, vectors = values.flip(0)[:keep].clamp_min(1e-12), vectors.flip(1)[:, :keep]
     left = symmetric @ vectors / values.sqrt()
-    return left[:, 1:] / left[:, :1] * values[1:]
+    return left / root_rows[:, None] * values
 
 
 def kmeans(points: np.ndarray, clusters: int = 10, seed: int = 0) -> np.ndarray:

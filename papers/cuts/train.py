@@ -1,6 +1,6 @@
 """Train CUTS, an ablation of it, DFC or the supervised U-Net: one network per data set that lies in the folder.
 
-    python -m papers.cuts.train --data DATA --out runs/mine --profile cpu --variant full
+python -m papers.cuts.train --data DATA --out runs/mine --profile cpu --variant full
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,118 @@
+"""The runner, on the scaffold paper: killed and started again, one variant failing, the ledger guarded."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from benchmarks import ledger
+from benchmarks.reproduce import differences
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("scaffold")]
+
+
+def command(*arguments) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.reproduce", "--paper", "scaffold", "--device", "cpu", *arguments]
+
+
+def environment(root) -> dict:
+    return {**os.environ, "PYTHONPATH": str(root)}
+
+
+def run(root, *arguments):
+    return subprocess.run(
+        command(*arguments), cwd=root, env=environment(root), capture_output=True, text=True, timeout=300
+    )
+
+
+def result_of(root, name="standin-smoke") -> dict:
+    return json.loads((root / "runs" / "scaffold" / name / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(scaffold):
+    """Result of a run that nothing disturbed."""
+    done = run(scaffold, "--profile", "smoke", "--set", "steps=300")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "C1" in done.stdout and "PSNR" in done.stdout and "the paper: PSNR 30" in done.stdout
+    return result_of(scaffold)
+
+
+def test_up_to_date_steps_are_skipped(scaffold, undisturbed):
+    done = run(scaffold, "--profile", "smoke", "--set", "steps=300")
+    assert done.returncode == 0 and done.stdout.count("up to date") == 4  # the data and three variants
+    assert result_of(scaffold)["results"] == undisturbed["results"]
+
+
+def test_killed_and_started_again_gives_the_same_numbers(scaffold, undisturbed):
+    shutil.rmtree(scaffold / "runs")
+    process = subprocess.Popen(
+        command("--profile", "smoke", "--set", "steps=300", "checkpoint_every=0", "--parallel", "1"),
+        cwd=scaffold, env=environment(scaffold), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    log = scaffold / "runs" / "scaffold" / "standin-smoke" / "full" / "seed0" / "log.csv"
+    checkpoint = log.with_name("checkpoint.pt")
+    deadline = time.monotonic() + 200
+    while not (checkpoint.exists() and log.exists() and log.read_text().count("\n") > 20):
+        assert time.monotonic() < deadline and process.poll() is None, "training did not start"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(1)  # the training notices, writes its checkpoint and ends
+    reached = log.read_text().count("\n") - 1
+    time.sleep(1)
+    assert log.read_text().count("\n") - 1 == reached < 300, "the training outlived its runner"
+    done = run(scaffold, "--profile", "smoke", "--set", "steps=300", "checkpoint_every=0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert result_of(scaffold)["results"] == undisturbed["results"]
+
+
+def test_one_variant_fails_and_the_others_go_on(scaffold, undisturbed):
+    model = scaffold / "papers" / "scaffold" / "model.py"
+    text = model.read_text()
+    broken = text.replace("if depth else 1, 1, 3", "if depth else 7, 1, 3")
+    assert broken != text
+    try:
+        model.write_text(broken)
+        done = run(scaffold, "--profile", "smoke")
+    finally:
+        model.write_text(text)
+    assert done.returncode == 1
+    assert "shallow, seed 0: FAILED" in done.stdout and "failed: shallow" in done.stdout
+    assert set(result_of(scaffold)["results"]) == {"input", "full"}
+    assert "not run: shallow" in done.stdout
+
+
+def test_a_smoke_result_can_not_enter_the_ledger(scaffold):
+    done = run(scaffold, "--profile", "smoke", "--record")
+    assert done.returncode == 2 and "smoke" in done.stderr
+    result = {"profile": "smoke", "results": {}}
+    with pytest.raises(ValueError, match="smoke"):
+        ledger.write_result(result, ledger.result_path("cdinet", "standin", "smoke"))
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--paper", "nothing"], "there is no paper 'nothing'"),
+    (["--profile", "huge"], "there is no profile 'huge'"),
+    (["--variants", "full,wrong"], "no variant wrong"),
+    (["--set", "speed=3"], "--set speed=3: expected name=value"),
+    (["--data", "absent"], "absent: there is no such folder"),
+])  # fmt: skip
+def test_a_users_mistakes(scaffold, arguments, message):
+    done = run(scaffold, "--profile", "smoke", *arguments)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_differences_from_the_ledger():
+    def result(value):
+        return {"results": {"full": {"0": {"a": {"psnr": value}, "b": {"psnr": value}}}}}
+
+    assert differences(result(20.0), result(21.0), 0.15) == []
+    assert "full psnr: 10 against 21" in differences(result(10.0), result(21.0), 0.15)[0]
+    assert "not in this run" in differences({"results": {}}, result(21.0), 0.15)[0]
+    assert len(differences(result(None), result(21.0), 0.15)) == 1
