@@ -30,11 +30,11 @@ RELAXATION = np.array(
         [880, 62, 0.74, 0.02],  # pallidum: iron shortens T2
         [1050, 88, 0.77, 0.02],  # cerebellar folia: white and grey too fine to tell apart
         [420, 85, 0.62, 0.15],  # scalp, dura and fat that brain extraction has left
-        [1050, 122, 0.80, 0.02],  # gliosis: caps and spots
-        [1500, 180, 0.88, 0.03],  # oedema and infiltration
+        [1050, 132, 0.81, 0.02],  # gliosis: caps and spots
+        [1500, 165, 0.88, 0.03],  # oedema and infiltration
         [1500, 150, 0.87, 0.55],  # enhancing rim
         [2400, 300, 0.94, 0.03],  # necrosis
-        [1650, 190, 0.89, 0.05],  # solid tumour that does not enhance
+        [1650, 175, 0.89, 0.05],  # solid tumour that does not enhance
     ]
 )
 MODALITIES = ("t1", "t1ce", "t2", "flair")
@@ -257,9 +257,7 @@ def add_gliosis(rng, brain: Brain) -> np.ndarray:
         window = tuple(
             slice(max(0, int(c - 3 * radius / grid.voxel_mm)), int(c + 3 * radius / grid.voxel_mm) + 1) for c in place
         )
-        offsets = [
-            (axes[i][window[i]] - axes[i][place[i]]) / (radius * rng.uniform(0.7, 1.4)) for i in range(3)
-        ]
+        offsets = [(axes[i][window[i]] - axes[i][place[i]]) / (radius * rng.uniform(0.7, 1.4)) for i in range(3)]
         distance = np.sqrt(sum(np.square(part) for part in np.ix_(*offsets)))
         fraction[window] = np.maximum(fraction[window], expit(4 * (1 - distance)))
     return np.where(brain.tissue == WHITE, fraction, 0).astype(np.float32)
@@ -268,7 +266,7 @@ def add_gliosis(rng, brain: Brain) -> np.ndarray:
 # --- the tumour ------------------------------------------------------------------------------------------
 
 
-def plan_glioma(rng, volume_ml: tuple[float, float] = (40.0, 130.0)) -> Glioma:
+def plan_glioma(rng, volume_ml: tuple[float, float] = (28.0, 115.0)) -> Glioma:
     """A tumour of random size, grade and lobe.
 
     Args:

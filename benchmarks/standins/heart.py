@@ -189,7 +189,7 @@ class Phase:
         above = z - length
         cavity = np.maximum(rho - np.minimum(inner, outer), above)
         epicardium = np.maximum(np.maximum(rho - outer, above), -z - apex_wall)
-        outer_end = np.where(above > 0, outer * np.exp(-(above.clip(0) / 25) ** 2), outer)
+        outer_end = np.where(above > 0, outer * np.exp(-((above.clip(0) / 25) ** 2)), outer)
 
         # Right ventricle: a crescent on the septum that begins above the apex and opens towards the base.
         rise = ((z / length - h.rv_apex) / (0.75 - h.rv_apex)).clip(0, 1)
@@ -219,7 +219,7 @@ class Phase:
         root = _ellipse(x, y, (20 * cs + 4, 20 * ss - 10), (13 * h.size, 13 * h.size)) + np.where(above > -4, 0, 50)
         trunk = _ellipse(x, y, (28 * cs + 12, 28 * ss - 30), (12 * opening, 12 * opening)) + closed
         sac = np.minimum.reduce([rho - outer_end, rv_wall, la, ra, root, trunk])
-        sac = np.where(z > -apex_wall - 3, sac, np.maximum(sac, rho - 4))
+        sac = np.where(z > -apex_wall, sac + np.sin(2 * theta + 1.0), 50)
         return {
             "sac": sac, "rv_wall": rv_wall, "rv": rv, "trunk": trunk, "ra": ra, "la": la,
             "epicardium": epicardium, "lv": cavity, "root": root, "papillary": papillary,
@@ -268,7 +268,7 @@ def paint(heart: Heart, grid: Grid, contraction: float, values: dict[str, float]
         "sac": "fat", "rv_wall": "myocardium", "rv": "blood", "trunk": "blood", "ra": "blood", "la": "blood",
         "epicardium": "myocardium", "lv": "blood", "root": "blood", "papillary": "myocardium",
     }  # fmt: skip
-    grow = {"sac": -3.0 * heart.size}  # fat around the heart
+    grow = {"sac": -2.2 * heart.size}  # fat around the heart
     for offset in (np.arange(sublevels) - (sublevels - 1) / 2) / sublevels * grid.thickness_mm:
         x, y, z = grid.points(grid.z_mm + offset)
         plane = np.full(total.shape, values["air"], np.float32)

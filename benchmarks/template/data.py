@@ -19,9 +19,7 @@ def read_case(path: Path) -> dict[str, np.ndarray]:
         with np.load(path) as file:
             case = {name: file[name].astype(np.float32) for name in ("noisy", "clean")}
     except Exception as error:
-        raise InputError(
-            f"{path} can't be read as .npz with 'noisy' and 'clean': missing or truncated"
-        ) from error
+        raise InputError(f"{path} can't be read as .npz with 'noisy' and 'clean': missing or truncated") from error
     for name, image in case.items():
         if image.ndim != 2 or not np.isfinite(image).all():
             raise InputError(f"{path}: '{name}' must be a finite 2-D image, found shape {image.shape} or NaN")

@@ -151,8 +151,10 @@ def left_ventricle_pose(
     fine = [fit for fit in fine if fit[1][3:6] @ _usual_axis() >= allowed]
     explained, shell = max(fine, key=lambda fit: fit[0], default=(0.0, None))
     if explained < 0.4:
-        raise InputError("No left ventricle was found near the centre of the image; check the image and its "
-                         "orientation, or give the pose yourself.")
+        raise InputError(
+            "No left ventricle was found near the centre of the image; check the image and its "
+            "orientation, or give the pose yourself."
+        )
     return LeftVentriclePose(tuple(shell[:3]), tuple(shell[3:6]), *map(float, shell[6:]))
 
 

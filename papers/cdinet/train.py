@@ -70,7 +70,7 @@ PROFILES = {
         "iterations": 2, "epochs": 1, "separate_epochs": 1, "schedule": "onecycle", "lr_projection": 1e-3,
     },
     "cpu": {
-        **SMALL, "width": 8, "separate_width": 14, "iterations": 3, "epochs": 8, "separate_epochs": 13,
+        **SMALL, "width": 8, "separate_width": 14, "iterations": 3, "epochs": 11, "separate_epochs": 16,
         "schedule": "onecycle", "lr_projection": 5e-3, "lr_image": 5e-3,
     },
     "paper": {},

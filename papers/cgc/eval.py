@@ -1,8 +1,8 @@
 """Evaluate per volume, draw pictures, make a proposal, and apply to a user's own scan.
 
-    python -m papers.cgc.eval evaluate --data DATA --checkpoint RUN/checkpoint.pt --out RUN
-    python -m papers.cgc.eval make_pseudo --input ID_flair.nii.gz --output P.nii.gz --figure components.png
-    python -m papers.cgc.eval apply --checkpoint RUN/checkpoint.pt --input ID_flair.nii.gz --output lesion.nii.gz
+python -m papers.cgc.eval evaluate --data DATA --checkpoint RUN/checkpoint.pt --out RUN
+python -m papers.cgc.eval make_pseudo --input ID_flair.nii.gz --output P.nii.gz --figure components.png
+python -m papers.cgc.eval apply --checkpoint RUN/checkpoint.pt --input ID_flair.nii.gz --output lesion.nii.gz
 """
 
 import csv
@@ -184,9 +184,7 @@ def embedding(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> 
             item = pairs[index]
             _, features = model.backbone(item["image"].to(where))
             cells.append(model.cgc.embed(features[model.level]).cpu().flatten(0, 1))
-            classes.append(
-                cell_classes(item["mask"], config.grid, config.cell_lesion, config.cell_normal).flatten()
-            )
+            classes.append(cell_classes(item["mask"], config.grid, config.cell_lesion, config.cell_normal).flatten())
     cells, classes = torch.cat(cells), torch.cat(classes)
     centred = cells - cells.mean(0)
     points = centred @ torch.linalg.svd(centred, full_matrices=False)[2][:2].T

@@ -309,9 +309,7 @@ def train(config: Config) -> None:
                 run.update(segmentation, optimizer, cosine)
                 continue
             loss = segmentation + ramp * (config.weight_coarse * contrast.coarse + config.weight_fine * contrast.fine)
-            run.update(
-                loss, optimizer, cosine, segmentation=segmentation, coarse=contrast.coarse, fine=contrast.fine
-            )
+            run.update(loss, optimizer, cosine, segmentation=segmentation, coarse=contrast.coarse, fine=contrast.fine)
     if config.method == "autoencoder":
         set_threshold(plain, config, volumes, masks, run.device)
         run.save()

@@ -36,7 +36,9 @@ def find_scans(root: Path, split: str) -> list[Path]:
     try:
         names = [line.strip() for line in listing.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{listing} can't be read; {root} should hold train.list, test.list and '{FOLDER}/'") from error
+        raise InputError(
+            f"{listing} can't be read; {root} should hold train.list, test.list and '{FOLDER}/'"
+        ) from error
     if not names:
         raise InputError(f"{listing} names no scan; expected one name a line")
     paths = []

@@ -1,8 +1,8 @@
 """Evaluate per scan, draw the panel, apply to a user's own scan.
 
-    python -m papers.dkuxnet.eval evaluate --data DATA --checkpoint RUN/checkpoint.pt --out RUN
-    python -m papers.dkuxnet.eval panel --data DATA --checkpoints A/checkpoint.pt B/checkpoint.pt --out panel.png
-    python -m papers.dkuxnet.eval apply --checkpoint RUN/checkpoint.pt --input scan.nii.gz --output atrium.nii.gz
+python -m papers.dkuxnet.eval evaluate --data DATA --checkpoint RUN/checkpoint.pt --out RUN
+python -m papers.dkuxnet.eval panel --data DATA --checkpoints A/checkpoint.pt B/checkpoint.pt --out panel.png
+python -m papers.dkuxnet.eval apply --checkpoint RUN/checkpoint.pt --input scan.nii.gz --output atrium.nii.gz
 """
 
 import csv
@@ -173,9 +173,7 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
     plt.close(figure)
 
 
-def apply(
-    checkpoint: Path, input: Path, output: Path, query_output: Path | None = None, device: str = "auto"
-) -> None:
+def apply(checkpoint: Path, input: Path, output: Path, query_output: Path | None = None, device: str = "auto") -> None:
     """Segment the atrium of a user's own scan.
 
     A NIfTI scan is resampled to the training voxel size and z-scored; the mask has the scan's own grid and affine.

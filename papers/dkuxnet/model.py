@@ -1,8 +1,8 @@
 """DKUXNet: a 3D UX-Net whose voxels are assigned to k-means queries, and what a query says about classes.
 
-    volume (B, 1, W, H, D) -> backbone d3, d2, d1, d0 -> kMaX layers on d3, d2 move the cluster centres C
-    -> mask logits of d0 against C -> R, softmax over the N queries of each voxel (query response)
-    -> logits_k = sum_n W_nk R_n (segmentation) and Q_g = sum of R over the queries of group g (query distribution)
+volume (B, 1, W, H, D) -> backbone d3, d2, d1, d0 -> kMaX layers on d3, d2 move the cluster centres C
+-> mask logits of d0 against C -> R, softmax over the N queries of each voxel (query response)
+-> logits_k = sum_n W_nk R_n (segmentation) and Q_g = sum of R over the queries of group g (query distribution)
 """
 
 from collections.abc import Sequence
@@ -40,9 +40,7 @@ class QueryClassifier(nn.Module):
 
     def __init__(self, channels: int, queries: int, classes: int, hidden: int = 64):
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(queries * channels, hidden), nn.ReLU(), nn.Linear(hidden, queries * classes)
-        )
+        self.mlp = nn.Sequential(nn.Linear(queries * channels, hidden), nn.ReLU(), nn.Linear(hidden, queries * classes))
         self.shape = (queries, classes)
 
     def forward(self, centres: Tensor) -> Tensor:

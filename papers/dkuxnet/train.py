@@ -1,6 +1,6 @@
 """Train DKUXNet, an ablation of it, V-Net or UA-MT on the left-atrium scans.
 
-    python -m papers.dkuxnet.train --data DATA --out runs/mine --profile cpu --variant full
+python -m papers.dkuxnet.train --data DATA --out runs/mine --profile cpu --variant full
 """
 
 from dataclasses import dataclass
@@ -245,9 +245,7 @@ def train(config: Config) -> None:
         raise InputError(f"--crop {config.crop}: each side must be divisible by 16, and one at least 32")
     if config.query_channels < 1 or config.key_depth % config.heads or config.value_depth % config.heads:
         raise InputError(f"--heads {config.heads} must divide --key-depth and --value-depth")
-    uses_unlabelled = config.network == "ua_mt" or (
-        config.network == "dkuxnet" and (config.use_qdc or config.use_segc)
-    )
+    uses_unlabelled = config.network == "ua_mt" or (config.network == "dkuxnet" and (config.use_qdc or config.use_segc))
     classes = len(config.query_groups)
     dataset = CropPairs(
         config.data, config.labelled_fraction, config.crop, uses_unlabelled, config.rotate_and_flip, classes
