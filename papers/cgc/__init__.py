@@ -1,1 +1,0 @@
-"""CGC: cross-grained contrast for unsupervised lesion segmentation from a noisy proposal."""

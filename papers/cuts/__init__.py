@@ -1,1 +1,0 @@
-"""CUTS: unsupervised, multigranular segmentation of medical images."""

@@ -1,1 +1,0 @@
-"""DKUXNet: semi-supervised segmentation by consistency of the distribution over k-means queries."""

@@ -1,1 +1,0 @@
-"""PCL: positional contrastive learning for volumetric medical image segmentation."""
