@@ -1,5 +1,6 @@
 # `make` prints the targets. Every target sets up its own environment; that takes no time when it is there.
 SHELL := /bin/bash
+export PYTHONUTF8 := 1
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 TORCH ?=

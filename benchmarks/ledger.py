@@ -39,7 +39,7 @@ def digest_of_code(files: list[Path]) -> str:
     """Digest of the syntax trees of Python files: comments, docstrings and layout don't count."""
     digest = hashlib.sha256()
     for path in sorted(files):
-        tree = _without_docstrings(ast.parse(path.read_text()))
+        tree = _without_docstrings(ast.parse(path.read_text("utf-8")))
         digest.update(f"{path.name}\n{ast.dump(tree)}\n".encode())
     return digest.hexdigest()[:16]
 
@@ -53,7 +53,7 @@ def standin_files(slug: str) -> list[Path]:
         if path in found or not path.exists():
             continue
         found.append(path)
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("benchmarks.standins"):
                 names = [node.module.rpartition(".")[2], *(alias.name for alias in node.names)]
                 waiting += [folder / f"{name}.py" for name in names]
@@ -80,7 +80,7 @@ def result_path(slug: str, dataset: str, profile: str) -> Path:
 
 def results_of(slug: str) -> list[dict]:
     """All results of a paper in the ledger: the stand-in first, then real data by name."""
-    results = [json.loads(path.read_text()) for path in sorted((RESULTS / slug).glob("*.json"))]
+    results = [json.loads(path.read_text("utf-8")) for path in sorted((RESULTS / slug).glob("*.json"))]
     return sorted(results, key=lambda result: (not result["standin"], result["dataset"], result["profile"]))
 
 
@@ -105,7 +105,7 @@ def write_result(result: dict, path: Path) -> None:
     json.loads(text)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text + "\n")
+    temporary.write_text(text + "\n", "utf-8")
     os.replace(temporary, path)
 
 

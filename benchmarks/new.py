@@ -51,7 +51,7 @@ def create(slug: str, root: Path = ledger.ROOT) -> None:
         if source.is_file():
             target = places.get(source.name, folder / source.name)
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(source.read_text().replace("template", slug))
+            target.write_text(source.read_text("utf-8").replace("template", slug), "utf-8")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -138,7 +138,7 @@ class Steps:
             process.join()  # Ctrl-C reached the step as well: let it write its checkpoint
             raise
         if process.exitcode == 0:
-            return json.loads(report.read_text())
+            return json.loads(report.read_text("utf-8"))
         if process.exitcode in (130, -15, -2):
             raise KeyboardInterrupt
         if process.exitcode == 2:
@@ -170,7 +170,7 @@ def digest_of_step(slug: str, config, data_fingerprint: str, with_evaluation: bo
 
 def _marker(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
 
@@ -271,7 +271,10 @@ def describe_device(device: str) -> str:
     if device != "cpu":
         try:
             names = subprocess.run(
-                ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True
+                ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+                capture_output=True,
+                text=True,
+                encoding="utf-8",
             ).stdout.split("\n")
             if names[0].strip():
                 return names[0].strip()
@@ -312,7 +315,7 @@ def reproduce(slug: str, options: Options) -> tuple[dict, list[str]]:
     minutes = plan.get("minutes")
     recorded = ledger.result_path(slug, dataset, options.profile)
     if recorded.exists():
-        minutes = json.loads(recorded.read_text())["minutes"]
+        minutes = json.loads(recorded.read_text("utf-8"))["minutes"]
     say(f"\n{paper['name']}: {paper['title']}")
     say(f"           data set {dataset}, profile {options.profile}, {len(variants)} variants x {seeds} seeds")
     say(f"           variants: {', '.join(variants)}")
@@ -523,7 +526,7 @@ def main_one(slug: str, options: Options) -> bool:
         if not path.exists():
             failures.append(f"nothing to compare with: {relative(path)} is not in the ledger")
         else:
-            recorded = json.loads(path.read_text())
+            recorded = json.loads(path.read_text("utf-8"))
             failures += differences(result, recorded, options.tolerance)
             for name, verdict in recorded["verdicts"].items():
                 now = result["verdicts"].get(name, {}).get("verdict")
@@ -553,7 +556,7 @@ def main_all(options: Options) -> bool:
 
     def one(slug: str) -> tuple[str, int]:
         command = [sys.executable, "-m", "benchmarks.reproduce", "--paper", slug, *passed]
-        done = subprocess.run(command, cwd=ledger.ROOT, capture_output=options.jobs > 1, text=True)
+        done = subprocess.run(command, cwd=ledger.ROOT, capture_output=options.jobs > 1, text=True, encoding="utf-8")
         if options.jobs > 1:
             say(done.stdout + done.stderr)
         return slug, done.returncode

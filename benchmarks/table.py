@@ -206,7 +206,7 @@ def between_markers(text: str, content: str, path: Path) -> str:
 def all_tables() -> dict[Path, str]:
     """The text that each file with a table should have."""
     readme = ledger.ROOT / "README.md"
-    texts = {readme: between_markers(readme.read_text(), compact(), readme)}
+    texts = {readme: between_markers(readme.read_text("utf-8"), compact(), readme)}
     texts[ledger.ROOT / "RESULTS.md"] = results_md()
     for slug in ledger.slugs():
         path = ledger.ROOT / "papers" / slug / "README.md"
@@ -215,7 +215,7 @@ def all_tables() -> dict[Path, str]:
         blocks = [f"### {dataset_name(r)}, profile {r['profile']}\n\n{section(paper, r)}" for r in results]
         pictures = [picture_of(slug, result) for result in results]
         blocks = [f"{block}{picture}" for block, picture in zip(blocks, pictures)]
-        texts[path] = between_markers(path.read_text(), "\n\n".join(blocks) or "No result yet.", path)
+        texts[path] = between_markers(path.read_text("utf-8"), "\n\n".join(blocks) or "No result yet.", path)
     return texts
 
 
@@ -229,7 +229,7 @@ def picture_of(slug: str, result: dict) -> str:
 def write_all() -> None:
     """Write every table."""
     for path, text in all_tables().items():
-        path.write_text(text)
+        path.write_text(text, "utf-8")
 
 
 def problems() -> list[str]:
@@ -242,7 +242,7 @@ def problems() -> list[str]:
 
     found = []
     for path, text in all_tables().items():
-        if not path.exists() or path.read_text() != text:
+        if not path.exists() or path.read_text("utf-8") != text:
             found.append(f"{path.relative_to(ledger.ROOT)} differs from the ledger: run `make table`")
     for slug in ledger.slugs():
         paper = ledger.load_paper(slug)
@@ -269,7 +269,7 @@ def main() -> None:
             print(problem)
         sys.exit(1 if found else 0)
     if "--result" in sys.argv[1:]:
-        result = json.loads(Path(sys.argv[sys.argv.index("--result") + 1]).read_text())
+        result = json.loads(Path(sys.argv[sys.argv.index("--result") + 1]).read_text("utf-8"))
         print(f"## {result['slug']}\n\n{section(ledger.load_paper(result['slug']), result)}")
         return
     write_all()

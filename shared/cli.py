@@ -111,6 +111,9 @@ def run_main(function: Callable[[], None]) -> None:
     A run that stopped itself (`shared.gpu.TrainingStopped`, a loss that is not finite) exits with code 1,
     Ctrl-C and SIGTERM with 130. Anything else is a defect of ours and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):  # a terminal without UTF-8 shows ? instead of failing
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
         function()
     except InputError as error:

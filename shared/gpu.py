@@ -365,7 +365,7 @@ class Run:
         for name in ("checkpoint.pt", "log.csv"):
             (self.out / name).unlink(missing_ok=True)
         text = json.dumps(config_to_dict(self.config), indent=2)
-        write_atomically(self.out / "config.json", lambda path: path.write_text(text + "\n"))
+        write_atomically(self.out / "config.json", lambda path: path.write_text(text + "\n", "utf-8"))
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Move to the device; channels-last, synchronised batch norm, DistributedDataParallel, compile."""
@@ -613,7 +613,7 @@ class Run:
         path = self.out / "log.csv"
         if not path.exists():
             return
-        header, *rows = path.read_text().splitlines()
+        header, *rows = path.read_text("utf-8").splitlines()
         kept = [row for row in rows if row.split(",")[0].isdigit() and int(row.split(",")[0]) <= self.step]
         write_atomically(path, lambda temporary: temporary.write_text("\n".join([header, *kept]) + "\n"))
 

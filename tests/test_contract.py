@@ -104,7 +104,7 @@ def test_paper_toml(slug):
 @each_paper
 def test_imports_go_one_way(slug):
     for path in ledger.paper_files(slug):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             names = []
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
@@ -119,7 +119,7 @@ def test_imports_go_one_way(slug):
 
 @each_paper
 def test_readme_names_things_that_exist(slug):
-    text = (ROOT / "papers" / slug / "README.md").read_text()
+    text = (ROOT / "papers" / slug / "README.md").read_text("utf-8")
     for heading in (
         "## Run it",
         "## Results",
@@ -143,9 +143,9 @@ def test_readme_names_things_that_exist(slug):
 @each_paper
 def test_every_setting_is_documented_and_read(slug):
     train = module(slug, "train")
-    paper_code = "".join(path.read_text() for path in ledger.paper_files(slug))
-    shared_code = (ROOT / "shared" / "gpu.py").read_text()
-    tree = ast.parse((ROOT / "papers" / slug / "train.py").read_text())
+    paper_code = "".join(path.read_text("utf-8") for path in ledger.paper_files(slug))
+    shared_code = (ROOT / "shared" / "gpu.py").read_text("utf-8")
+    tree = ast.parse((ROOT / "papers" / slug / "train.py").read_text("utf-8"))
     body = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Config").body
     for position, node in enumerate(body):
         if isinstance(node, ast.AnnAssign):
@@ -168,6 +168,7 @@ def test_command_lines_answer_at_once(slug):
             cwd=ROOT,
             capture_output=True,
             text=True,
+            encoding="utf-8",
         )
         seconds = time.perf_counter() - start
         assert done.returncode == 0, done.stderr
@@ -177,7 +178,9 @@ def test_command_lines_answer_at_once(slug):
 
 def heavy_imports(name: str) -> set[str]:
     code = f"import sys, {name}; print(*[m for m in ('torch', 'scipy', 'pandas', 'matplotlib') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=True
+    )
     return set(done.stdout.split())
 
 
@@ -399,7 +402,9 @@ def test_wrong_checkpoints(slug, smoke_data, smoke_run, tmp_path, capsys):
 
 def tracked_files() -> list[Path]:
     try:
-        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+        listed = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
     return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
@@ -411,7 +416,7 @@ def test_no_machine_paths_and_no_registry_addresses():
     forbidden = re.compile(rf"(?<![\w.<}}])(?:{here})\w|https?://[\w.]*(?:{registry})")
     for path in tracked_files():
         if path.suffix in (".py", ".toml", ".md", ".lock", ".yml", ".json", ".txt", ".cff") or path.name == "Makefile":
-            found = forbidden.search(path.read_text())
+            found = forbidden.search(path.read_text("utf-8"))
             assert not found, f"{path}: {found.group()}"
 
 
@@ -422,17 +427,17 @@ def test_no_large_files():
 
 def test_shared_imports_neither_papers_nor_benchmarks():
     for path in (ROOT / "shared").glob("*.py"):
-        assert not re.search(r"^\s*(from|import) (papers|benchmarks)", path.read_text(), re.M), path
+        assert not re.search(r"^\s*(from|import) (papers|benchmarks)", path.read_text("utf-8"), re.M), path
 
 
 def test_weights_only():
     for path in [*ROOT.glob("papers/**/*.py"), *ROOT.glob("shared/*.py"), *ROOT.glob("benchmarks/**/*.py")]:
-        for call in re.findall(r"torch\.load\([^\n]*", path.read_text()):
+        for call in re.findall(r"torch\.load\([^\n]*", path.read_text("utf-8")):
             assert "weights_only=True" in call, f"{path}: {call}"
 
 
 def test_ledger_holds_no_smoke_result_and_valid_json():
     for path in ledger.RESULTS.glob("*/*.json"):
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text("utf-8"))
         assert result["profile"] != "smoke"
         assert path == ledger.result_path(result["slug"], result["dataset"], result["profile"])

@@ -220,7 +220,7 @@ class PinholeGeometry:
             InputError: the file is missing, isn't JSON, or isn't a geometry; the message names the file.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text()))
+            return cls.from_dict(json.loads(Path(path).read_text("utf-8")))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise InputError(f"{path} can't be read as the JSON of a pinhole geometry: {error}.") from error
         except InputError as error:

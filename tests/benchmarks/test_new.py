@@ -26,5 +26,6 @@ def test_the_scaffold_passes_the_contract(scaffold):
         env={**os.environ, "PYTHONPATH": str(scaffold), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stdout[-3000:]

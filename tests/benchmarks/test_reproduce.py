@@ -26,12 +26,18 @@ def environment(root) -> dict:
 
 def run(root, *arguments):
     return subprocess.run(
-        command(*arguments), cwd=root, env=environment(root), capture_output=True, text=True, timeout=300
+        command(*arguments),
+        cwd=root,
+        env=environment(root),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=300,
     )
 
 
 def result_of(root, name="standin-smoke") -> dict:
-    return json.loads((root / "runs" / "scaffold" / name / "result.json").read_text())
+    return json.loads((root / "runs" / "scaffold" / name / "result.json").read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +64,15 @@ def test_killed_and_started_again_gives_the_same_numbers(scaffold, undisturbed):
     log = scaffold / "runs" / "scaffold" / "standin-smoke" / "full" / "seed0" / "log.csv"
     checkpoint = log.with_name("checkpoint.pt")
     deadline = time.monotonic() + 200
-    while not (checkpoint.exists() and log.exists() and log.read_text().count("\n") > 20):
+    while not (checkpoint.exists() and log.exists() and log.read_text("utf-8").count("\n") > 20):
         assert time.monotonic() < deadline and process.poll() is None, "training did not start"
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     time.sleep(1)  # the training notices, writes its checkpoint and ends
-    reached = log.read_text().count("\n") - 1
+    reached = log.read_text("utf-8").count("\n") - 1
     time.sleep(1)
-    assert log.read_text().count("\n") - 1 == reached < 300, "the training outlived its runner"
+    assert log.read_text("utf-8").count("\n") - 1 == reached < 300, "the training outlived its runner"
     done = run(scaffold, "--profile", "smoke", "--set", "steps=300", "checkpoint_every=0")
     assert done.returncode == 0, done.stdout + done.stderr
     assert result_of(scaffold)["results"] == undisturbed["results"]
@@ -74,14 +80,14 @@ def test_killed_and_started_again_gives_the_same_numbers(scaffold, undisturbed):
 
 def test_one_variant_fails_and_the_others_go_on(scaffold, undisturbed):
     model = scaffold / "papers" / "scaffold" / "model.py"
-    text = model.read_text()
+    text = model.read_text("utf-8")
     broken = text.replace("if depth else 1, 1, 3", "if depth else 7, 1, 3")
     assert broken != text
     try:
-        model.write_text(broken)
+        model.write_text(broken, "utf-8")
         done = run(scaffold, "--profile", "smoke")
     finally:
-        model.write_text(text)
+        model.write_text(text, "utf-8")
     assert done.returncode == 1
     assert "shallow, seed 0: FAILED" in done.stdout and "failed: shallow" in done.stdout
     assert set(result_of(scaffold)["results"]) == {"input", "full"}
