@@ -344,7 +344,9 @@ def reproduce(slug: str, options: Options) -> tuple[dict, list[str]]:
     needs = {variant["name"]: variant.get("needs") for variant in paper["variant"]}
     failures: list[str] = []
     measured: dict[tuple[int, str], dict] = {}
-    runs = [(seed, name) for seed in range(seeds) for name in variants]
+    # Those that wait for another come last within their seed, so that no core waits with them.
+    in_order = sorted(variants, key=lambda name: needs[name] is not None)
+    runs = [(seed, name) for seed in range(seeds) for name in in_order]
     with ThreadPoolExecutor(parallel) as pool:
         tasks: dict[tuple[int, str], Future] = {}
         free_rows = list(range(parallel))

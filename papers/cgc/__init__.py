@@ -1,0 +1,1 @@
+"""CGC: cross-grained contrast for unsupervised lesion segmentation from a noisy proposal."""

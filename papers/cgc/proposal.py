@@ -1,0 +1,157 @@
+"""The proposal P (M1): a Gaussian mixture of intensities, its lesion component, threshold and clean-up.
+
+No label is involved. The rule for the lesion component is prior knowledge about the modality (lesions are bright on
+FLAIR, blood is bright on CT) and about size.
+"""
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from papers.cgc.data import Case
+from shared import nifti
+from shared.errors import InputError
+
+
+@dataclass(frozen=True)
+class ProposalRule:
+    """How P is made; the paper leaves all of it open."""
+
+    components: int | None = None
+    """of the mixture; None is 5 for MRI and 4 for CT"""
+    voxels: int = 50000
+    """random voxels that the mixture is fitted to"""
+    restarts: int = 5
+    """fits, of which the likeliest is kept"""
+    posterior: float = 0.9
+    """P is where the lesion component's posterior is larger"""
+    volume: tuple[float, float] = (0.003, 0.15)
+    """fraction of the brain that the lesion component may have"""
+    opening: int = 1
+    """voxels of the opening"""
+    smallest: float = 0.0005
+    """pieces smaller than this fraction of the brain are dropped"""
+    keep: int = 3
+    """number of largest pieces that stay"""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A fitted mixture on one volume."""
+
+    posterior: np.ndarray
+    """float32 (K, D, H, W), 0 outside the brain"""
+    means: np.ndarray
+    """(K, features), in units of the normalised intensities, FLAIR or CT first"""
+    share: np.ndarray
+    """(K,): fraction of the brain whose likeliest component it is"""
+    lesion: int
+    """the component that was taken for the lesion"""
+
+
+def features_of(case: Case) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Intensities (channels, D, H, W) for the mixture and their names: FLAIR and T2 where there are both, or CT."""
+    names = tuple(name for name in ("flair", "t2", "ct") if name in case.modalities)
+    return case.image.numpy()[[case.modalities.index(name) for name in names]], names
+
+
+def lesion_component(brightness: np.ndarray, share: np.ndarray, volume: tuple[float, float]) -> int:
+    """The brightest of the components with a plausible share of the brain; if none has, the brightest of all.
+
+    Args:
+        brightness: (K,) mean on FLAIR or CT.
+        share: (K,) fraction of the brain.
+        volume: smallest and largest plausible fraction.
+    """
+    plausible = (share >= volume[0]) & (share <= volume[1])
+    candidates = plausible if plausible.any() else np.ones_like(plausible)
+    return int(np.where(candidates, brightness, -np.inf).argmax())
+
+
+def fit_mixture(case: Case, rule: ProposalRule, seed: int) -> Mixture:
+    """Gaussian mixture with full covariances on the intensities inside the brain.
+
+    Args:
+        case: one volume.
+        rule: see `ProposalRule`.
+        seed: of the sampled voxels and the restarts, together with the name of the case.
+    """
+    from sklearn.mixture import GaussianMixture
+    from threadpoolctl import threadpool_limits
+
+    image, names = features_of(case)
+    brain = case.brain.numpy()
+    values = image[:, brain].T.astype(np.float64)
+    components = rule.components or (4 if names == ("ct",) else 5)
+    entropy = [seed, zlib.crc32(case.name.encode())]
+    rng = np.random.default_rng(entropy)
+    sample = values[rng.permutation(len(values))[: rule.voxels]]
+    mixture = GaussianMixture(
+        components, n_init=rule.restarts, random_state=int(rng.integers(2**31)), reg_covar=1e-4, max_iter=200
+    )
+    with threadpool_limits(1):  # bit for bit the same on any number of cores
+        mixture.fit(sample)
+        posterior = mixture.predict_proba(values)
+    share = np.bincount(posterior.argmax(1), minlength=components) / len(values)
+    maps = np.zeros((components, *brain.shape), np.float32)
+    maps[:, brain] = posterior.T
+    return Mixture(maps, mixture.means_, share, lesion_component(mixture.means_[:, 0], share, rule.volume))
+
+
+def clean_up(mask: np.ndarray, brain: np.ndarray, rule: ProposalRule) -> np.ndarray:
+    """Median filter of 3³ voxels, opening, no small pieces, only the largest ones. Bool (D, H, W) in and out."""
+    mask = ndimage.uniform_filter(mask.astype(np.float32), 3, mode="constant") > 0.5  # the median of a mask
+    if rule.opening:
+        mask = ndimage.binary_opening(mask, iterations=rule.opening)
+    pieces, count = ndimage.label(mask & brain)
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    large = [n for n in np.argsort(-sizes, kind="stable")[: rule.keep] if sizes[n] >= rule.smallest * brain.sum()]
+    return np.isin(pieces, [n for n in large if sizes[n] > 0])
+
+
+def gmm_proposal(case: Case, rule: ProposalRule, seed: int) -> Tensor:
+    """P of one volume, bool (D, H, W) (M1; "GMM w/ threshold" in the paper's tables)."""
+    mixture = fit_mixture(case, rule, seed)
+    mask = clean_up(mixture.posterior[mixture.lesion] > rule.posterior, case.brain.numpy(), rule)
+    return torch.from_numpy(mask)
+
+
+def read_proposal(path: Path, case: Case) -> Tensor:
+    """P of one volume that another method has made: a mask on the grid of the image, anything above 0 is P.
+
+    Raises:
+        InputError: the file is missing or broken, or its grid is not that of the image.
+    """
+    image = nifti.to_ras(nifti.load(path, ndim=3))
+    if image.shape != case.whole.shape or not np.allclose(image.affine, case.whole.affine, atol=1e-2):
+        raise InputError(f"{path}: expected a mask on the grid of {case.original.path}, {case.whole.shape} voxels")
+    cut = torch.from_numpy(np.ascontiguousarray(image.data.transpose(2, 1, 0)[case.box] > 0))
+    mask = torch.zeros_like(case.brain)
+    mask[tuple(slice(0, n) for n in cut.shape)] = cut
+    return mask
+
+
+class Proposals:
+    """Masks by case name, packed to bits, for a checkpoint (`state_dict`)."""
+
+    def __init__(self):
+        self.masks: dict[str, Tensor] = {}
+
+    def state_dict(self) -> dict:
+        return {
+            name: {"shape": list(mask.shape), "bits": torch.from_numpy(np.packbits(mask.numpy()))}
+            for name, mask in self.masks.items()
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.masks = {}
+        for name, packed in state.items():
+            shape = packed["shape"]
+            bits = np.unpackbits(packed["bits"].numpy(), count=int(np.prod(shape)))
+            self.masks[name] = torch.from_numpy(bits.astype(bool).reshape(shape))

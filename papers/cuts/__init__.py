@@ -1,0 +1,1 @@
+"""CUTS: unsupervised, multigranular segmentation of medical images."""

@@ -1,0 +1,1 @@
+"""PCL: positional contrastive learning for volumetric medical image segmentation."""

@@ -1,0 +1,624 @@
+"""CGC: its losses against loops and analytic cases, its proposal, its regions, and that no label is looked at."""
+
+import doctest
+import importlib
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from benchmarks.standins import brain_tumour as simulator
+from benchmarks.standins import cgc as standin
+from papers.cgc import data, model, proposal
+from papers.cgc.autoencoder import threshold_without_labels
+from papers.cgc.mumford_shah import mumford_shah_loss, mumford_shah_proposal, total_variation
+from shared import nifti
+from shared.errors import InputError
+from tests.smoke import smoke_config, train_variant
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return standin.generate(tmp_path_factory.mktemp("standin") / "brats", seed=1, size="smoke")
+
+
+@pytest.fixture(scope="module")
+def volumes(root):
+    return data.Volumes(root, "train", 0.34)
+
+
+def some_cells(n=9, channels=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, channels, generator=generator, dtype=torch.float64)
+
+
+# --- the fine-grained loss -------------------------------------------------------------------------------
+
+
+def slow_fine_loss(z, classes, temperature, sim, anchors):
+    """The poster's formula with loops."""
+    used = [i for i in range(len(z)) if classes[i] >= 0]
+    terms = []
+    for i in used:
+        if anchors == "lesion" and classes[i] != 1:
+            continue
+        positives = [p for p in used if p != i and classes[p] == classes[i]]
+        if not positives:
+            continue
+        below = sum(math.exp(sim(z[i], z[x]) / temperature) for x in used if x != i)
+        terms.append(
+            -sum(math.log(math.exp(sim(z[i], z[p]) / temperature) / below) for p in positives) / len(positives)
+        )
+    return sum(terms) / len(terms)
+
+
+def cosine(a, b):
+    return float(a @ b / (a.norm() * b.norm()))
+
+
+def printed(a, b):
+    return float(a @ b / (a.norm() + b.norm()))
+
+
+@pytest.mark.parametrize("anchors", ["lesion", "both"])
+@pytest.mark.parametrize("sim", [cosine, printed])
+@pytest.mark.parametrize("temperature", [0.2, 0.9])
+def test_fine_loss_is_the_formula(sim, anchors, temperature):
+    z, classes = some_cells(), torch.tensor([1, 0, 1, -1, 0, 0, 1, -1, 0])
+    expected = slow_fine_loss(z, classes.tolist(), temperature, sim, anchors)
+    found = model.fine_loss(z, classes, temperature, sim.__name__, anchors)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_printed_similarity_is_half_the_cosine_of_unit_vectors():
+    z = torch.nn.functional.normalize(some_cells(), dim=1)
+    torch.testing.assert_close(model.similarity(z, z, "printed"), model.similarity(z, z) / 2)
+    classes = torch.tensor([1, 1, 1, 0, 0, 0, 0, 0, 0])
+    twice = model.fine_loss(z, classes, 0.2, "cosine")
+    torch.testing.assert_close(model.fine_loss(z, classes, 0.1, "printed"), twice)
+
+
+def test_fine_loss_of_identical_cells_counts_them():
+    z = torch.ones(7, 3)  # all shares are 1 / 6
+    loss = model.fine_loss(z, torch.tensor([1, 1, 1, 0, 0, 0, 0]))
+    assert loss.item() == pytest.approx(math.log(6), rel=1e-6)
+
+
+@pytest.mark.parametrize("classes", [[0, 0, 0], [-1, -1, -1], [1, 0, 0], [1, -1, -1]])
+def test_fine_loss_without_a_pair_is_zero_with_a_gradient(classes):
+    z = some_cells(3).float().requires_grad_()
+    loss = model.fine_loss(z, torch.tensor(classes))
+    loss.backward()
+    assert loss.item() == 0 and torch.equal(z.grad, torch.zeros_like(z))
+
+
+def test_fine_loss_pulls_lesion_cells_together_and_away_from_normal_ones():
+    z = some_cells(12).float().requires_grad_()
+    classes = torch.tensor([1] * 4 + [0] * 8)
+
+    def contrast():
+        s = model.similarity(z, z).detach()
+        return s[:4, :4].mean() - s[:4, 4:].mean()
+
+    before = contrast()
+    for _ in range(100):
+        (gradient,) = torch.autograd.grad(model.fine_loss(z, classes), z)
+        z.data -= 0.3 * gradient
+    assert contrast() > before + 0.5
+
+
+def test_many_cells_are_thinned_evenly():
+    picked = model.pick(torch.arange(1000), 256)
+    assert len(picked) == len(set(picked.tolist())) == 256 and picked[0] == 0 and picked[-1] == 999
+    assert picked.diff().max() <= 4
+    assert torch.equal(model.pick(torch.arange(5), 256), torch.arange(5))
+
+
+# --- classes of regions and cells ------------------------------------------------------------------------
+
+
+def test_classes_of_regions():
+    p = torch.zeros(3, 10, 10, 10)
+    p[0].view(-1)[:20] = 1  # 2 %
+    p[1].view(-1)[:1] = 1  # 0.1 %
+    p[2].view(-1)[:10] = 1  # 1 %: neither
+    assert model.region_classes(p).tolist() == [1, 0, -1]
+
+
+def test_classes_of_cells_follow_coverage_in_z_y_x_order():
+    grid = (2, 3, 4)
+    p = torch.zeros(1, 8, 12, 16)  # cells of 4³ voxels
+    p[0, 4:8, 0:4, 8:12] = 1  # cell (1, 0, 2)
+    p[0, 0:4, 8:12, 12:14] = 1  # half of cell (0, 2, 3)
+    p[0, 0, 4, 0] = 1  # 1.6 % of cell (0, 1, 0)
+    classes = model.cell_classes(p, grid).reshape(grid)
+    assert classes[1, 0, 2] == 1 and classes[0, 2, 3] == -1 and classes[0, 1, 0] == 0
+    assert (classes == 0).sum() == 22
+
+
+def test_coarse_loss_is_the_cross_entropy_of_the_sure_regions():
+    module = model.CGC(6, grid=(1, 2, 2), embedding=4)
+    features = torch.randn(3, 6, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    p = torch.zeros(3, 4, 8, 8)
+    p[0, :, :, :4] = 1
+    p[1].view(-1)[:2] = 1  # 0.8 %: ignored
+    losses = module(features, p)
+    logits = torch.stack([module.coarse(f.flatten(1).mean(1)) for f in features])
+    expected = (-logits[0].log_softmax(0)[1] - logits[2].log_softmax(0)[0]) / 2
+    torch.testing.assert_close(losses.coarse, expected)
+    assert losses.fine > 0
+
+
+def test_paths_can_be_turned_off():
+    p = torch.zeros(2, 4, 4, 4)
+    p[0, :, :, :2] = 1
+    features = torch.randn(2, 6, 2, 2, 2, requires_grad=True)
+    only_coarse, only_fine = model.CGC(6, (2, 2, 2), fine=False), model.CGC(6, (2, 2, 2), coarse=False)
+    assert only_coarse(features, p).fine == 0 and only_coarse(features, p).coarse > 0
+    assert only_fine(features, p).coarse == 0 and only_fine(features, p).fine > 0
+    assert only_coarse.fine is None and only_fine.coarse is None
+
+
+def test_embeddings_are_unit_vectors_on_any_grid():
+    for grid in ((4, 6, 6), (4, 3, 3), (4, 12, 12)):
+        cells = model.CGC(5, grid, embedding=7).embed(torch.randn(2, 5, 4, 6, 6))
+        assert cells.shape == (2, math.prod(grid), 7)
+        torch.testing.assert_close(cells.norm(dim=2), torch.ones(2, math.prod(grid)))
+
+
+# --- backbone and inference ------------------------------------------------------------------------------
+
+
+def test_paper_size_bottleneck_is_the_papers_grid():
+    from papers.cgc.train import PROFILES, VARIANTS, Config, build_model
+    from shared.cli import configure
+
+    for variant, shape in {"full": (4, 6, 6), "grid3": (4, 6, 6), "grid12": (8, 12, 12)}.items():
+        config = configure(Config, PROFILES, VARIANTS, "paper", variant, data=None, out=None)
+        with torch.device("meta"):
+            net = build_model(config, 4, (1.0, 1.0, 1.0))
+            _, features = net.backbone(torch.empty(1, 4, *config.patch))
+        assert features[net.level].shape[2:] == shape
+        assert net.cgc.fine[0].in_channels == features[net.level].shape[1]
+
+
+def test_segmentation_loss_is_half_cross_entropy_half_dice():
+    logits = torch.randn(2, 2, 2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mask = torch.zeros(2, 2, 3, 4)
+    mask[0, 0] = 1
+    p = logits.float().softmax(1)
+    cross_entropy, dice = 0.0, []
+    for b in range(2):
+        inside = p[b, 1][mask[b] == 1].sum()
+        dice.append((2 * inside + 1) / (p[b, 1].sum() + mask[b].sum() + 1))
+        for voxel in np.ndindex(2, 3, 4):
+            cross_entropy -= p[b, int(mask[b][voxel])][voxel].log() / 48
+    expected = 0.5 * cross_entropy + 0.5 * (1 - sum(dice) / 2)
+    torch.testing.assert_close(model.segmentation_loss(logits, mask), expected)
+
+
+def test_sliding_window_is_exact_for_a_pointwise_function():
+    image = torch.randn(2, 11, 9, 13, generator=torch.Generator().manual_seed(0))
+    for overlap in (0.0, 0.25, 0.5):
+        found = model.sliding_window(lambda x: x * 2 + 1, image, (4, 6, 5), overlap, batch=3)
+        torch.testing.assert_close(found, image * 2 + 1)
+    with pytest.raises(ValueError, match="smaller"):
+        model.sliding_window(lambda x: x, image, (12, 6, 5), 0.5)
+
+
+def test_windows_without_overlap_are_blocks_and_overlapping_ones_are_weighted_by_distance():
+    image = torch.arange(2 * 8 * 4 * 6, dtype=torch.float32).reshape(2, 8, 4, 6)
+    found = model.sliding_window(lambda x: x.mean((2, 3, 4), True) + 0 * x, image, (4, 4, 3), 0.0)
+    for z, x in ((0, 0), (0, 3), (4, 0), (4, 3)):
+        block = image[:, z : z + 4, :, x : x + 3].mean((1, 2, 3))
+        torch.testing.assert_close(found[:, z : z + 4, :, x : x + 3], block[:, None, None, None].expand(2, 4, 4, 3))
+    line = torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0, 1.0])[None, :, None, None]  # windows 0:4 and 2:6, means 1/2 and 1
+    found = model.sliding_window(lambda x: x.mean((2, 3, 4), True) + 0 * x, line, (4, 1, 1), 0.5)[0, :, 0, 0]
+    bell = [math.exp(-0.5 * d**2) for d in (-1.5, -0.5, 0.5, 1.5)]  # standard deviation a quarter of the window
+    expected = (0.5 * bell[2] + 1.0 * bell[0]) / (bell[2] + bell[0])
+    assert found[0] == 0.5 and found[5] == 1.0 and found[2].item() == pytest.approx(expected, rel=1e-5)
+
+
+# --- the proposal ----------------------------------------------------------------------------------------
+
+
+def test_lesion_component_is_the_brightest_of_plausible_size():
+    rule = (0.003, 0.15)
+    assert proposal.lesion_component(np.array([0.0, 3.0, 2.0]), np.array([0.9, 0.001, 0.099]), rule) == 2
+    assert proposal.lesion_component(np.array([0.0, 3.0, 2.0]), np.array([0.5, 0.4, 0.1]), rule) == 2
+    assert proposal.lesion_component(np.array([0.0, 3.0]), np.array([0.5, 0.5]), rule) == 1
+
+
+def test_clean_up_keeps_the_large_pieces():
+    mask = np.zeros((20, 20, 20), bool)
+    for corner, edge in (((1, 1, 1), 6), ((1, 12, 1), 5), ((12, 1, 1), 5), ((12, 12, 12), 4)):
+        mask[tuple(slice(c, c + edge) for c in corner)] = True
+    mask[9, 9, 9] = True
+    brain = np.ones_like(mask)
+    found = proposal.clean_up(mask, brain, proposal.ProposalRule(opening=0))
+    expected = ndimage.median_filter(mask, 3, mode="constant")
+    expected[12:17, 12:17, 12:17] = False  # the fourth largest
+    np.testing.assert_array_equal(found, expected)
+    large = proposal.clean_up(mask, brain, proposal.ProposalRule(opening=0, smallest=0.012))
+    assert ndimage.label(large)[1] == 1
+    assert not proposal.clean_up(np.zeros_like(mask), brain, proposal.ProposalRule()).any()
+
+
+def test_mixture_recovers_a_known_one_and_posteriors_sum_to_one(volumes):
+    case = volumes[0]
+    rng = np.random.default_rng(0)
+    brain = case.brain.numpy()
+    image, truth = np.zeros_like(case.image.numpy()), np.zeros(brain.shape, int)
+    truth[brain] = rng.choice(3, brain.sum(), p=[0.6, 0.3, 0.1])
+    flair, t2 = case.modalities.index("flair"), case.modalities.index("t2")
+    for channel, means in ((flair, (-1.0, 0.5, 3.0)), (t2, (0.0, 2.0, 1.0))):
+        image[channel] = (np.array(means)[truth] + 0.1 * rng.normal(size=brain.shape)) * brain
+    import dataclasses
+
+    made = dataclasses.replace(case, image=torch.from_numpy(image))
+    mixture = proposal.fit_mixture(made, proposal.ProposalRule(components=3, voxels=2000, restarts=2), seed=0)
+    np.testing.assert_allclose(np.sort(mixture.means[:, 0]), (-1.0, 0.5, 3.0), atol=0.05)
+    np.testing.assert_allclose(mixture.posterior[:, brain].sum(0), 1, rtol=1e-4)
+    assert mixture.means[mixture.lesion, 0] > 2.5
+    np.testing.assert_array_equal(mixture.posterior[mixture.lesion] > 0.9, truth == 2)
+
+
+def test_proposals_survive_packing(volumes):
+    store, again = proposal.Proposals(), proposal.Proposals()
+    store.masks = {"a": torch.rand(3, 5, 7) > 0.5, "b": torch.zeros(1, 1, 3, dtype=torch.bool)}
+    again.load_state_dict(store.state_dict())
+    assert all(torch.equal(store.masks[name], again.masks[name]) for name in ("a", "b"))
+
+
+def test_proposals_of_the_users_own(root, tmp_path):
+    config = smoke_config("cgc", "full", root, tmp_path / "run", proposal="files", proposal_files=tmp_path / "p")
+    from papers.cgc import train
+
+    with pytest.raises(InputError, match="nii.gz"):
+        train.train(config)
+    cases = data.Volumes(root, "train", config.test_fraction)
+    for index, name in enumerate(cases.names):
+        case = cases[index]
+        mask = torch.zeros_like(case.brain)
+        mask[5:10, 8:14, 3:9] = True
+        nifti.save(tmp_path / "p" / f"{name}.nii.gz", case.uncrop(mask), like=case.original, dtype=np.uint8)
+        torch.testing.assert_close(proposal.read_proposal(tmp_path / "p" / f"{name}.nii.gz", case), mask)
+    train.train(config)
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+# --- Mumford-Shah, autoencoder ---------------------------------------------------------------------------
+
+
+def test_mumford_shah_functional_against_loops():
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(2, 3, 2, 3, 4, generator=generator).softmax(1)
+    image, brain = torch.randn(2, 2, 2, 3, 4, generator=generator), torch.ones(2, 2, 3, 4)
+    brain[0, 0, 0, 0] = 0
+    fit = 0.0
+    for k in range(3):
+        weight = u[:, k] * brain
+        centre = torch.stack([(weight * image[:, c]).sum() / weight.sum() for c in range(2)])
+        for place in np.ndindex(2, 2, 3, 4):
+            fit += weight[place] * (image[place[0], :, place[1], place[2], place[3]] - centre).square().sum()
+    expected = (fit + 0.3 * total_variation(u * brain[:, None])) / brain.sum()
+    torch.testing.assert_close(mumford_shah_loss(u, image, brain, 0.3), expected)
+
+
+def test_total_variation_of_a_box_is_its_surface_and_the_true_partition_is_best():
+    box = torch.zeros(1, 1, 8, 8, 8)
+    box[0, 0, 2:5, 2:6, 3:5] = 1
+    assert total_variation(box) == 2 * (3 * 4 + 3 * 2 + 4 * 2)
+    image = 5 * box + 0.01 * torch.randn(box.shape)
+    brain = torch.ones(1, 8, 8, 8)
+    right = torch.cat([box, 1 - box], 1)
+    wrong = right.roll(1, dims=4)
+    none = torch.full_like(right, 0.5)
+    losses = [float(mumford_shah_loss(u, image, brain, 0.1)) for u in (right, wrong, none)]
+    assert losses[0] < min(losses[1:])
+
+
+def test_mumford_shah_takes_the_brightest_plausible_segment(volumes):
+    case = volumes[0]
+    truth = volumes.lesion(0) & case.brain
+    segments = torch.stack([(~truth).float(), truth.float(), torch.zeros_like(truth).float()])
+    rule = proposal.ProposalRule(opening=0)
+    found = mumford_shah_proposal(segments, case, rule)
+    assert found.any() and torch.equal(
+        found, torch.from_numpy(proposal.clean_up(truth.numpy(), case.brain.numpy(), rule))
+    )
+
+
+def test_the_autoencoders_threshold_marks_the_wanted_share():
+    residuals = [np.linspace(0, 1, 1000).reshape(10, 10, 10), np.linspace(1, 2, 1000).reshape(10, 10, 10)]
+    brains = [np.ones((10, 10, 10), bool)] * 2
+    threshold = threshold_without_labels(residuals, brains, 0.05)
+    assert np.mean([r > threshold for r in residuals]) == pytest.approx(0.05, abs=0.001)
+
+
+# --- data ------------------------------------------------------------------------------------------------
+
+
+def test_split_depends_on_names_only():
+    folders = [Path(f"anywhere/{name}") for name in ("a", "b", "c", "d", "e", "f", "g", "h", "i", "j")]
+    split = data.split_cases(folders, 0.2)
+    other = data.split_cases([Path(f"elsewhere/{f.name}") for f in reversed(folders)], 0.2)
+    assert len(split["test"]) == 2 and len(split["train"]) == 8
+    assert {f.name for f in split["test"]} == {f.name for f in other["test"]}
+    assert not set(split["test"]) & set(split["train"])
+
+
+def test_volumes_are_normalised_cut_and_put_back(root):
+    folder = data.find_cases(root)[0]
+    case = data.read_case(data.image_files(folder), folder.name, least=(60, 1, 1))
+    assert case.image.shape[1] == 60 and case.brain[0].any()
+    for channel in case.image:
+        inside = channel[case.brain]
+        assert abs(float(inside.mean())) < 1e-4 and float(inside.std()) == pytest.approx(1, abs=1e-2)
+        assert (channel[~case.brain] == 0).all()
+    label = data.read_lesion(folder, case)
+    written = case.uncrop(label)
+    original = nifti.load(folder / f"{folder.name}_seg.nii.gz").data
+    np.testing.assert_array_equal(written > 0, original > 0)
+
+
+def test_a_lesion_on_the_patients_left_is_at_small_x(root):
+    folder = data.find_cases(root)[0]
+    case = data.read_case(data.image_files(folder), folder.name)
+    label = nifti.load(folder / f"{folder.name}_seg.nii.gz")
+    mean_voxel = np.argwhere(label.data > 0).mean(0)
+    brain_voxel = np.argwhere(nifti.load(folder / f"{folder.name}_t1.nii.gz").data > 0).mean(0)
+    to_right = (label.affine[:3, :3] @ (mean_voxel - brain_voxel))[0]
+    found = np.argwhere(data.read_lesion(folder, case).numpy())[:, 2].mean()
+    middle = np.argwhere(case.brain.numpy())[:, 2].mean()
+    assert (found > middle) == (to_right > 0)
+
+
+def make_ct(root: Path, name: str, seed: int, bone: bool = False) -> None:
+    rng = np.random.default_rng(seed)
+    z, y, x = np.mgrid[:24, :32, :32]
+    inside = ((z - 12) / 10) ** 2 + ((y - 16) / 14) ** 2 + ((x - 16) / 13) ** 2 < 1
+    blood = (z - 13) ** 2 + (y - 12) ** 2 + (x - 20) ** 2 < 16
+    values = np.where(blood, 68, 32) + rng.normal(0, 3, inside.shape)
+    volume = np.where(inside, np.clip(values, 5, 99), 0)
+    if bone:
+        volume[0] = 900
+    for kind, array in (("ct", volume.astype(np.int16)), ("seg", (blood & inside).astype(np.uint8))):
+        nifti.save(root / name / f"{kind}.nii.gz", array.transpose(2, 1, 0), affine=np.diag([4.0, 4.0, 5.0, 1]))
+
+
+def test_head_ct_has_one_channel_and_blood_is_proposed(tmp_path):
+    for seed, name in enumerate(("CQ1", "CQ2", "CQ3")):
+        make_ct(tmp_path, name, seed)
+    volumes = data.Volumes(tmp_path, "train", 0.34)
+    assert volumes.modalities == ("ct",) and len(volumes) == 2
+    case = volumes[0]
+    assert case.image.shape[0] == 1 and case.spacing == (5.0, 4.0, 4.0)
+    found = proposal.gmm_proposal(case, proposal.ProposalRule(voxels=3000, restarts=1), 0)
+    truth = volumes.lesion(0)
+    assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.7
+    make_ct(tmp_path, "CQ0", 3, bone=True)
+    with pytest.raises(InputError, match="ct.nii.gz.*bone"):
+        data.read_case(data.image_files(tmp_path / "CQ0"), "CQ0")
+
+
+def test_bad_volumes_are_named(root, tmp_path):
+    shutil.copytree(root, tmp_path / "d")
+    folder = data.find_cases(tmp_path / "d")[0]
+    files = data.image_files(folder)
+    image = nifti.load(files["t2"])
+    nifti.save(files["t2"], image.data[:-1], affine=image.affine)
+    with pytest.raises(InputError, match="_t2.nii.gz.*grid"):
+        data.read_case(files, folder.name)
+    nifti.save(files["flair"], image.data + 1, like=image)
+    with pytest.raises(InputError, match="_flair.nii.gz.*skull"):
+        data.read_case({"flair": files["flair"]}, folder.name)
+    files["t2"].unlink()
+    with pytest.raises(InputError, match="modalities"):
+        data.Volumes(tmp_path / "d", "train", 0.01)
+    (folder / f"{folder.name}_seg.nii.gz").write_bytes(b"no label")
+    good = data.find_cases(root)[0]
+    with pytest.raises(InputError, match="_seg.nii.gz"):
+        data.read_lesion(folder, data.read_case(data.image_files(good), good.name))
+
+
+# --- regions ---------------------------------------------------------------------------------------------
+
+
+def test_regions_hold_what_they_are_named_after():
+    mask, brain = torch.zeros(24, 40, 40, dtype=torch.bool), torch.ones(24, 40, 40, dtype=torch.bool)
+    mask[8:16, 10:20, 4:12] = True
+    rule = data.RegionRule((8, 12, 12))
+    torch.manual_seed(0)
+    for _ in range(20):
+        start = data.lesion_region(mask, brain, rule, rule.size)
+        place = tuple(slice(s, s + n) for s, n in zip(start, rule.size))
+        assert mask[place].float().mean() >= 0.02
+        normal = data.normal_region(mask, brain, rule, rule.size, start)
+        assert normal == (start[0], start[1], 40 - start[2] - 12)  # the other hemisphere is free: its mirror image
+        place = tuple(slice(s, s + n) for s, n in zip(normal, rule.size))
+        assert mask[place].float().mean() <= 0.001
+    mask[:] = True
+    assert data.normal_region(mask, brain, rule, rule.size, None) is not None
+
+
+def test_a_normal_region_in_the_mirror_lesion_is_avoided():
+    mask, brain = torch.zeros(16, 24, 48, dtype=torch.bool), torch.ones(16, 24, 48, dtype=torch.bool)
+    mask[4:12, 6:18, 4:14] = True
+    mask[4:12, 6:18, 34:44] = True
+    rule = data.RegionRule((8, 8, 8), tries=200)
+    torch.manual_seed(0)
+    start = data.normal_region(mask, brain, rule, rule.size, (4, 8, 5))
+    assert not mask[tuple(slice(s, s + 8) for s in start)].any()
+
+
+def test_augmentation_moves_image_and_mask_together(volumes):
+    masks = [volumes.lesion(index) for index in range(len(volumes))]
+    rule = data.RegionRule((8, 12, 12))
+    marked = data.RegionPairs(volumes, masks, rule, scale=0.1, flip=True)
+    for number, mask in enumerate(masks):  # an image that is the mask itself
+        volumes._cache[number].image[:] = mask.float() * volumes._cache[number].brain
+    torch.manual_seed(0)
+    items = [marked[index] for index in range(len(marked)) for _ in range(5)]
+    volumes._cache.clear()
+    for item in items:
+        image, mask = item["image"][0, 0], item["mask"][0] * item["brain"][0]
+        assert item["image"].shape == (2, 4, 8, 12, 12) and item["mask"].shape == (2, 8, 12, 12)
+        overlap = 2 * ((image > 0.5) & (mask > 0.5)).sum() / ((image > 0.5).sum() + (mask > 0.5).sum())
+        assert overlap > 0.9
+
+
+# --- no label is looked at -------------------------------------------------------------------------------
+
+WITHOUT_LABELS = ["gmm", "mumford_shah", "ae", "backbone", "full"]
+
+
+def test_training_gives_the_same_weights_whatever_the_labels_are(root, tmp_path):
+    from shared.gpu import load_checkpoint
+
+    garbage = tmp_path / "garbage"
+    shutil.copytree(root, garbage)
+    labels = sorted(garbage.glob("*/*/*_seg.nii.gz"))
+    assert len(labels) == len(data.find_cases(root))
+    for path in labels:
+        path.write_bytes(b"nobody reads this")
+    for variant in WITHOUT_LABELS:
+        contents = []
+        for name, folder in (("labels", root), ("garbage", garbage)):
+            train_variant("cgc", variant, folder, tmp_path / name / variant)
+            contents.append(load_checkpoint(tmp_path / name / variant / "checkpoint.pt"))
+        for a, b in zip(contents[0]["models"], contents[1]["models"]):
+            assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), variant
+        if variant == "gmm":
+            a, b = (content["objects"]["proposals"] for content in contents)
+            assert a.keys() == b.keys() and all(torch.equal(a[key]["bits"], b[key]["bits"]) for key in a)
+    with pytest.raises(InputError, match="_seg.nii.gz"):
+        train_variant("cgc", "supervised", garbage, tmp_path / "supervised")
+
+
+def test_a_stored_proposal_gives_the_same_run_as_a_new_one(root, tmp_path):
+    from shared.gpu import load_checkpoint, read_log
+
+    train_variant("cgc", "gmm", root, tmp_path / "gmm")
+    train_variant("cgc", "full", root, tmp_path / "stored", init=tmp_path / "gmm" / "checkpoint.pt")
+    train_variant("cgc", "full", root, tmp_path / "new")
+    log = read_log(tmp_path / "stored" / "log.csv")
+    assert log["loss"] == read_log(tmp_path / "new" / "log.csv")["loss"]
+    assert {"segmentation", "coarse", "fine"} <= set(log)
+    a, b = (load_checkpoint(tmp_path / name / "checkpoint.pt")["models"][0] for name in ("stored", "new"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    with pytest.raises(InputError, match="method is mumford_shah"):
+        train_variant("cgc", "full_ms", root, tmp_path / "ms", init=tmp_path / "gmm" / "checkpoint.pt")
+
+
+# --- evaluation ------------------------------------------------------------------------------------------
+
+
+def test_scores_are_in_mm_and_an_empty_prediction_gains_nothing():
+    from papers.cgc.eval import score
+
+    truth = torch.zeros(10, 10, 10, dtype=torch.bool)
+    truth[2:8, 2:8, 2:8] = True
+    shifted = truth.roll(1, 0)
+    fine, coarse = score(shifted, truth, (1.0, 1.0, 1.0)), score(shifted, truth, (3.0, 3.0, 3.0))
+    assert coarse["assd"] == pytest.approx(3 * fine["assd"]) and fine["dice"] == pytest.approx(5 / 6)
+    assert fine["sensitivity"] == pytest.approx(5 / 6)
+    nothing = score(torch.zeros_like(truth), truth, (1.0, 2.0, 2.0))
+    assert nothing["dice"] == nothing["sensitivity"] == 0
+    assert nothing["assd"] == pytest.approx(math.sqrt(100 + 400 + 400))
+
+
+def test_make_pseudo_and_embedding_pictures(root, tmp_path):
+    from matplotlib.image import imread
+
+    from papers.cgc import eval as evaluation
+
+    flair = sorted(root.glob("*/*/*_flair.nii.gz"))[0]
+    evaluation.make_pseudo(flair, tmp_path / "p.nii.gz", tmp_path / "components.png")
+    mask, scan = nifti.load(tmp_path / "p.nii.gz"), nifti.load(flair)
+    assert mask.shape == scan.shape and np.allclose(mask.affine, scan.affine) and set(np.unique(mask.data)) <= {0, 1}
+    assert imread(tmp_path / "components.png").std() > 0.02
+    train_variant("cgc", "full", root, tmp_path / "full")
+    evaluation.embedding(root, tmp_path / "full" / "checkpoint.pt", tmp_path / "e.png", "cpu")
+    assert imread(tmp_path / "e.png").std() > 0.02
+    figure, probability = tmp_path / "own.png", tmp_path / "probability.nii.gz"
+    checkpoint = tmp_path / "full" / "checkpoint.pt"
+    evaluation.apply(checkpoint, flair, tmp_path / "own.nii.gz", probability, figure, "cpu")
+    found, likely = nifti.load(tmp_path / "own.nii.gz").data, nifti.load(probability).data
+    assert ((likely > 0.5) >= (found > 0)).all() and figure.exists()
+
+
+def test_a_scan_of_another_kind_is_refused(root, tmp_path):
+    from papers.cgc import eval as evaluation
+
+    train_variant("cgc", "backbone", root, tmp_path / "run")
+    source = sorted(root.glob("*/*/*_flair.nii.gz"))[0]
+    alone = tmp_path / "x_flair.nii.gz"
+    shutil.copyfile(source, alone)
+    with pytest.raises(InputError, match="4 modalities"):
+        evaluation.apply(tmp_path / "run" / "checkpoint.pt", alone, tmp_path / "out.nii.gz", device="cpu")
+    for path in source.parent.glob("*.nii.gz"):
+        image = nifti.load(path)
+        nifti.save(tmp_path / "other" / path.name, image.data, affine=image.affine @ np.diag([0.5, 0.5, 0.5, 1]))
+    with pytest.raises(InputError, match="resample"):
+        evaluation.apply(
+            tmp_path / "run" / "checkpoint.pt", tmp_path / "other" / source.name, tmp_path / "out.nii.gz", device="cpu"
+        )
+    assert not (tmp_path / "out.nii.gz").exists()
+
+
+# --- the simulator ---------------------------------------------------------------------------------------
+
+
+def test_signals_order_as_radiologists_know_them():
+    s = {m: simulator.signal(simulator.RELAXATION, m) for m in simulator.MODALITIES}
+    csf, grey, white = simulator.CSF, simulator.GREY, simulator.WHITE
+    assert s["t1"][white] > s["t1"][grey] > s["t1"][csf]
+    assert s["t2"][csf] > s["t2"][grey] > s["t2"][white]
+    assert s["flair"][simulator.OEDEMA] > s["flair"][grey] > s["flair"][white] > s["flair"][csf]
+    assert s["t1ce"][simulator.ENHANCING] > 1.5 * s["t1ce"][white] and s["t1ce"][white] < 1.2 * s["t1"][white]
+    gliosis, oedema = s["flair"][simulator.GLIOSIS], s["flair"][simulator.OEDEMA]
+    assert abs(gliosis / oedema - 1) < 0.25  # the confounder
+
+
+def test_spin_echo_signal_in_its_limits():
+    tissue = np.array([[100.0, 1e9, 0.7, 0.0]])  # relaxed long before the next pulse, no decay
+    assert simulator.signal(tissue, "t2")[0] == pytest.approx(0.7, rel=1e-6)
+    nulled = np.array([[2450 / np.log(2), 1e9, 1.0, 0.0]])  # the inversion time nulls T1 = TI / ln 2 for long TR
+    assert simulator.signal(nulled, "flair")[0] == pytest.approx(np.exp(-9000 * np.log(2) / 2450), rel=1e-6)
+
+
+def test_smooth_noise_has_its_wavelength():
+    grid = simulator.Grid((64, 64, 64), 2.0)
+    for wavelength in (20.0, 60.0):
+        field = simulator.smooth_noise(np.random.default_rng(0), grid, wavelength)
+        assert abs(field.mean()) < 1e-3 and field.std() == pytest.approx(1, abs=1e-3)
+        lag = int(wavelength / 2)  # half a wavelength in mm is a quarter of it in voxels of 2 mm
+        near = np.mean(field[1:] * field[:-1])
+        far = np.mean(field[lag:] * field[:-lag])
+        assert near > 0.8 and far < 0.3
+
+
+def test_standin_is_deterministic_and_has_tumours(root, tmp_path):
+    again = standin.generate(tmp_path / "again", seed=1, size="smoke")
+    files = sorted(path.relative_to(root) for path in root.rglob("*.nii.gz"))
+    assert len(files) == 30
+    for name in files:
+        assert (root / name).read_bytes() == (again / name).read_bytes()
+    for path in root.glob("*/*/*_seg.nii.gz"):
+        labels = nifti.load_labels(path, (0, 1, 2, 4)).data
+        brain = nifti.load(str(path).replace("_seg", "_t1")).data > 0
+        assert 0.005 < (labels > 0).sum() / brain.sum() < 0.15
+        assert not (labels[~brain] > 0).mean() > 0.001
+        assert ((labels == 4).any()) == ("HGG" in str(path))
+    with pytest.raises(InputError, match="already exists"):
+        standin.generate(root, size="smoke")
+
+
+@pytest.mark.parametrize("name", ["model", "autoencoder"])
+def test_docstring_examples(name):
+    assert doctest.testmod(importlib.import_module(f"papers.cgc.{name}")).failed == 0
