@@ -31,8 +31,8 @@ $(STAMP): requirements.lock pyproject.toml
 	fi; \
 	echo "setting up $(VENV) (a few GB the first time)"; \
 	[ -x $(BIN)/python ] || "$$uv" venv -q --python $(PYTHON) $(VENV); \
-	"$$uv" pip install -q --python $(BIN)/python $(BACKEND) -r $(LOCK); \
-	"$$uv" pip install -q --python $(BIN)/python --no-deps -e .; \
+	"$$uv" pip install -q --compile-bytecode --python $(BIN)/python $(BACKEND) -r $(LOCK); \
+	"$$uv" pip install -q --compile-bytecode --python $(BIN)/python --no-deps -e .; \
 	rm -f $(VENV)/.installed*; touch $@
 
 setup: $(STAMP)  ## environment in .venv from requirements.lock; TORCH=cpu for a build without CUDA

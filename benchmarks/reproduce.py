@@ -96,7 +96,7 @@ def _child(module: str, function: str, arguments: dict, report: Path, threads: i
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
             used["gpu_memory_mb"] = torch.cuda.max_memory_allocated() / 2**20
-        report.write_text(json.dumps(used))
+        report.write_text(json.dumps(used), "utf-8")
 
     run_main(call)
 
@@ -191,7 +191,7 @@ def make_standin(slug: str, profile: str, steps: Steps) -> Path:
     say(f"data       making the stand-in {relative(folder)} ...")
     arguments = {"out": folder, "size": profile, "seed": 0}
     used = steps.run(f"benchmarks.standins.{slug}", "generate", arguments, folder.parent)
-    marker.write_text(json.dumps({"digest": digest, **used}))
+    marker.write_text(json.dumps({"digest": digest, **used}), "utf-8")
     say(f"data       made in {used['seconds']:.0f} s")
     return folder
 
@@ -256,7 +256,7 @@ def read_metrics(path: Path) -> dict[str, dict[str, float | None]]:
     """case -> column -> value of a metrics.csv, to 6 significant digits; not finite values become None."""
     import csv
 
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     table = {}
     for row in rows:
@@ -433,7 +433,7 @@ def draw_panel(slug: str, paper: dict, root: Path, data: Path, device: str, step
             steps.run(f"papers.{slug}.eval", "panel", arguments, root)
         except (RuntimeError, InputError) as error:
             return f"panel: {error}"
-        marker.write_text(json.dumps({"digest": digest}))
+        marker.write_text(json.dumps({"digest": digest}), "utf-8")
     say(f"picture    {relative(root / 'panel.png')}")
     return None
 

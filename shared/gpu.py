@@ -593,7 +593,7 @@ class Run:
         if self.is_main and written:
             path = self.out / "log.csv"
             new = not path.exists()
-            with path.open("a", newline="") as file:
+            with path.open("a", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, written[0].keys(), extrasaction="ignore")
                 if new:
                     writer.writeheader()
@@ -615,11 +615,11 @@ class Run:
             return
         header, *rows = path.read_text("utf-8").splitlines()
         kept = [row for row in rows if row.split(",")[0].isdigit() and int(row.split(",")[0]) <= self.step]
-        write_atomically(path, lambda temporary: temporary.write_text("\n".join([header, *kept]) + "\n"))
+        write_atomically(path, lambda temporary: temporary.write_text("\n".join([header, *kept]) + "\n", "utf-8"))
 
 
 def read_log(path: Path) -> dict[str, list[float]]:
     """The columns of a log.csv."""
-    with Path(path).open(newline="") as file:
+    with Path(path).open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {key: [float(row[key]) for row in rows] for key in rows[0]} if rows else {}

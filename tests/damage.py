@@ -1,5 +1,6 @@
 """Damage copies of data files, the way that disks, downloads and converters do."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -50,4 +51,10 @@ def put_nan(path: Path) -> bool:
             arrays[key].flat[arrays[key].size // 2] = np.nan
         np.savez(path, **arrays)
         return bool(floating)
+    if name.endswith(".csv"):
+        # An empty cell or "nan" is how a table says that a value is missing; infinity has no meaning in any.
+        text = path.read_text("utf-8")
+        damaged = re.sub(r"(?<=,)-?\d+\.\d+(?=[,\r\n])", "inf", text)
+        path.write_text(damaged, "utf-8")
+        return damaged != text
     return False

@@ -340,6 +340,13 @@ def test_apply(slug, smoke_data, smoke_run, tmp_path, capsys):
 
         image = nibabel.load(output)
         assert np.isfinite(image.get_fdata()).all() and np.linalg.det(image.affine[:3, :3]) != 0
+    if output.name.endswith(".csv"):
+        import csv
+
+        with output.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+        assert len(rows) > 1 and all(len(row) == len(rows[0]) and all(row) for row in rows), "empty cells"
+        assert not any(cell.lower().lstrip("-") in ("nan", "inf") for row in rows for cell in row)
 
 
 # --- what a user sees who makes a mistake ----------------------------------------------------------------

@@ -7,13 +7,14 @@ left, the left lung to the right, the diaphragm with liver and stomach below.
 
     heart = Heart.random(np.random.default_rng(0), "NOR")
     grid = Grid((96, 96), 2.0, np.arange(10) * 9.0 - 4.0, thickness_mm=8.0)
-    image = acquire(paint(heart, grid, contraction=0.0, values=bssfp_values(rng)), rng, noise=0.04)
-    structures = label(heart, grid, contraction=0.0)                # see STRUCTURES
+    cine = acquire(paint(heart, grid, contraction_curve(8), bssfp_values(rng)), rng, noise=0.04)
+    structures = label(heart, grid, contraction=0.0)  # at end-diastole, see STRUCTURES
 
 `paint` takes one value a tissue, so any other modality is another table of values.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -127,12 +128,12 @@ class Heart:
             rv_apex=float(rng.uniform(0.06, 0.22)),
             rv_shortening=float(rng.uniform(0.1, 0.2) if right else rng.normal(0.36, 0.05)),
             septum_angle=float(math.pi + rng.normal(0.15, 0.25)),
-            centre=tuple(rng.normal(0, 8, 2)),
-            tilt=tuple(rng.normal(0, 6, 2)),
+            centre=tuple(rng.normal(0, 8, 2).tolist()),
+            tilt=tuple(rng.normal(0, 6, 2).tolist()),
             size=float(size),
-            roundness=(*rng.normal(0, [0.03, math.pi]), *rng.normal(0, [0.02, math.pi])),
+            roundness=tuple(rng.normal(0, [0.03, math.pi, 0.02, math.pi]).tolist()),
             stomach_gas=bool(rng.random() < 0.4),
-            surroundings={name: tuple(rng.normal(0, 6, 2)) for name in names},
+            surroundings={name: tuple(rng.normal(0, 6, 2).tolist()) for name in names},
         )
 
     def at(self, contraction: float) -> "Phase":
@@ -146,6 +147,11 @@ def contraction_curve(phases: int) -> np.ndarray:
     systole = np.sin(np.clip(time / 0.35, 0, 1) * math.pi / 2) ** 2
     filling = 1 - 0.75 / (1 + np.exp(-(time - 0.52) / 0.04)) - 0.25 / (1 + np.exp(-(time - 0.86) / 0.03))
     return np.where(time <= 0.35, systole, np.clip(filling, 0, 1))
+
+
+def _wrap(angle: np.ndarray) -> np.ndarray:
+    """The same angle between -pi and pi."""
+    return (angle + np.float32(math.pi)) % np.float32(2 * math.pi) - np.float32(math.pi)
 
 
 def _ellipse(x, y, centre: tuple[float, float], axes: tuple, angle: float = 0.0):
@@ -171,10 +177,10 @@ class Phase:
         shift = (z / h.length - 0.5).clip(-0.7, 0.8)
         x, y = x - h.centre[0] - h.tilt[0] * shift, y - h.centre[1] - h.tilt[1] * shift
         rho, theta = np.hypot(x, y), np.arctan2(y, x)
-        from_septum = np.angle(np.exp(1j * (theta - h.septum_angle))).astype(np.float32)
+        from_septum = _wrap(theta - h.septum_angle)
 
         # Left ventricle: two ellipsoids, widest at 0.8 of the length; the outer one reaches below the apex.
-        sector = np.exp(-(np.angle(np.exp(1j * (theta - h.infarct_angle))) ** 2) / 0.9).astype(np.float32)
+        sector = np.exp(-(_wrap(theta - h.infarct_angle) ** 2) / 0.9)
         active = c * (1 - h.infarct * sector)
         a2, p2, a3, p3 = h.roundness
         outline = 1 + a2 * np.cos(2 * theta - p2) + a3 * np.cos(3 * theta - p3)
@@ -250,32 +256,48 @@ class Phase:
         }  # fmt: skip
 
 
-def paint(heart: Heart, grid: Grid, contraction: float, values: dict[str, float], sublevels: int = 3) -> np.ndarray:
-    """Slices (Z, Y, X), float32, of a quantity that has one value per tissue.
+# Which tissue each structure is made of, in the order of painting: first the surroundings, then the heart.
+AROUND = {
+    "body": "fat", "wall": "muscle", "chest": "lung", "liver": "liver", "stomach": "stomach", "spleen": "spleen",
+    "spine": "marrow", "aorta": "blood",
+}  # fmt: skip
+INSIDE = {
+    "sac": "fat", "rv_wall": "myocardium", "rv": "blood", "trunk": "blood", "ra": "blood", "la": "blood",
+    "epicardium": "myocardium", "lv": "blood", "root": "blood", "papillary": "myocardium",
+}  # fmt: skip
+EPICARDIAL_FAT_MM = 2.2
+
+
+def paint(
+    heart: Heart, grid: Grid, contractions: Sequence[float], values: dict[str, float], sublevels: int = 3
+) -> np.ndarray:
+    """Slices (P, Z, Y, X), float32, of a quantity that has one value per tissue, at P phases.
 
     Pixels at a border hold a mixture by area, and every slice is the mean over its thickness.
 
     Args:
+        contractions: of each phase, 0 end-diastole to 1 end-systole.
         values: of the keys of TISSUES.
         sublevels: planes within the thickness that are averaged.
     """
-    phase = heart.at(contraction)
-    total = np.zeros((len(grid.z_mm), *grid.shape), np.float32)
-    stomach = "air" if heart.stomach_gas else "stomach"
-    tissue_of = {
-        "body": "fat", "wall": "muscle", "chest": "lung", "liver": "liver", "stomach": stomach, "spleen": "spleen",
-        "spine": "marrow", "aorta": "blood",
-        "sac": "fat", "rv_wall": "myocardium", "rv": "blood", "trunk": "blood", "ra": "blood", "la": "blood",
-        "epicardium": "myocardium", "lv": "blood", "root": "blood", "papillary": "myocardium",
-    }  # fmt: skip
-    grow = {"sac": -2.2 * heart.size}  # fat around the heart
+
+    def cover(plane: np.ndarray, distance: np.ndarray, value: float) -> None:
+        plane += np.clip(0.5 - distance / grid.pixel_mm, 0, 1) * (value - plane)
+
+    total = np.zeros((len(contractions), len(grid.z_mm), *grid.shape), np.float32)
+    if heart.stomach_gas:
+        values = {**values, "stomach": values["air"]}
     for offset in (np.arange(sublevels) - (sublevels - 1) / 2) / sublevels * grid.thickness_mm:
         x, y, z = grid.points(grid.z_mm + offset)
-        plane = np.full(total.shape, values["air"], np.float32)
-        for name, distance in (phase.body(x, y, z) | phase.distances(x, y, z)).items():
-            share = np.clip(0.5 - (distance + grow.get(name, 0.0)) / grid.pixel_mm, 0, 1)
-            plane += share * (values[tissue_of[name]] - plane)
-        total += plane / sublevels
+        around = np.full(total.shape[1:], values["air"], np.float32)
+        for name, distance in heart.at(0.0).body(x, y, z).items():
+            cover(around, distance, values[AROUND[name]])
+        for number, contraction in enumerate(contractions):
+            plane = around.copy()
+            for name, distance in heart.at(contraction).distances(x, y, z).items():
+                grown = EPICARDIAL_FAT_MM * heart.size if name == "sac" else 0.0
+                cover(plane, distance - grown, values[INSIDE[name]])
+            total[number] += plane / sublevels
     return total
 
 

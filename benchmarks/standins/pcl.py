@@ -94,7 +94,7 @@ def _write_acdc(folder: Path, number: int, seed: int, setting: Setting) -> None:
     curve = contraction_curve(setting.phases)
     systole = int(curve.argmax())
     values = bssfp_values(rng)
-    cine = np.stack([paint(heart, grid, contraction, values, sublevels=2) for contraction in curve])
+    cine = paint(heart, grid, curve, values, sublevels=2)
     cine = acquire(cine, rng, noise=float(rng.uniform(0.02, 0.04)))
     cine = np.round(cine * (600 / np.percentile(cine, 99))).astype(np.int16)
     shape = (setting.pixels, setting.pixels, slices)
@@ -120,7 +120,7 @@ def _write_hvsmr(folder: Path, number: int, seed: int, setting: Setting) -> None
     group, base_first = ("NOR", "RV", "HCM")[number % 3], bool(rng.random() < 0.5)
     heart, grid, gap = _examination(rng, group, setting, setting.transfer_slices, thick=False)
     values = bssfp_values(rng, flip_degrees=90, contrast_agent=CONTRAST_AGENT)
-    image = acquire(paint(heart, grid, 0.2, values, sublevels=1), rng, noise=0.04)
+    image = acquire(paint(heart, grid, [0.2], values, sublevels=1)[0], rng, noise=0.04)
     image = np.round(image * (900 / np.percentile(image, 99))).astype(np.int16)
     lookup = np.zeros(len(STRUCTURES) + 1, np.uint8)
     for structure, value in HVSMR.items():

@@ -123,7 +123,7 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
     slices = [marked[len(marked) // 4], int(area.argmax()), marked[3 * len(marked) // 4]]
     bright = item.image[item.modalities.index("flair" if "flair" in item.modalities else "ct")].numpy()
     names = ["scan", *masks, "truth"]
-    figure, axes = plt.subplots(3, len(names), figsize=(2.0 * len(names), 7.2), squeeze=False)
+    figure, axes = plt.subplots(3, len(names), figsize=(2.0 * len(names), 7.4), squeeze=False, layout="constrained")
     aspect = item.spacing[1] / item.spacing[2]
     for row, z in enumerate(slices):
         for column, name in enumerate(names):
@@ -134,7 +134,6 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
                 title = f"{name}\nDice {score_dice(masks[name], truth):.2f}"
             _show(axes[row, column], bright[z], mask, outline, title if row == 0 else "", aspect)
     figure.suptitle(f"{item.name}: found (red), truth (green)", fontsize=9)
-    figure.tight_layout(pad=0.3)
     _save(figure, out)
 
 

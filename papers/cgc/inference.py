@@ -28,7 +28,8 @@ def load_model(checkpoint: Path, device: torch.device):
         return None, config
     state = content["models"][0]
     channels = next(value.shape[1] for value in state.values() if value.dim() == 5)
-    model = build_model(config, channels, tuple(state["spacing_mm"].tolist()))
+    piecewise = tuple(state["piecewise"].tolist()) if "piecewise" in state else (0,)
+    model = build_model(config, channels, tuple(state["spacing_mm"].tolist()), piecewise)
     model.load_state_dict(state)
     return model.to(device).eval(), config
 
@@ -87,7 +88,7 @@ def predict_mask(model, config: Config, case: Case, device: torch.device) -> Ten
         return gmm_proposal(case, rule, config.seed)
     if config.method == "mumford_shah":
         segments = sliding_window(
-            lambda x: model(x.to(device))[0].float().softmax(1), case.image, config.patch, config.overlap
+            lambda x: model(x.to(device)).float().softmax(1), case.image, config.patch, config.overlap
         )
         return mumford_shah_proposal(segments, case, rule)
     if config.method == "autoencoder":

@@ -54,10 +54,15 @@ class Mixture:
     """the component that was taken for the lesion"""
 
 
+def channels_of(modalities: tuple[str, ...]) -> tuple[int, ...]:
+    """Numbers of the channels that P is made from: FLAIR and T2 where there are both, or CT."""
+    return tuple(modalities.index(name) for name in ("flair", "t2", "ct") if name in modalities)
+
+
 def features_of(case: Case) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Intensities (channels, D, H, W) for the mixture and their names: FLAIR and T2 where there are both, or CT."""
-    names = tuple(name for name in ("flair", "t2", "ct") if name in case.modalities)
-    return case.image.numpy()[[case.modalities.index(name) for name in names]], names
+    """Intensities (channels, D, H, W) of `channels_of` for the mixture, and their names."""
+    channels = channels_of(case.modalities)
+    return case.image.numpy()[list(channels)], tuple(case.modalities[channel] for channel in channels)
 
 
 def lesion_component(brightness: np.ndarray, share: np.ndarray, volume: tuple[float, float]) -> int:

@@ -117,6 +117,8 @@ PROFILES = {
     "paper": {"workers": 8},
 }  # fmt: skip
 
+MEANS_VOXELS = 2000  # of each volume, for the constants of the Mumford-Shah functional
+
 ALONE = {"use_coarse": False, "use_fine": False}
 VARIANTS = {
     "gmm": {"method": "gmm"},
@@ -138,17 +140,21 @@ VARIANTS = {
 }
 
 
-def build_model(config: Config, channels: int, spacing: tuple[float, float, float]):
-    """The network of a configuration, on the CPU. It remembers the spacing (z, y, x) in mm that it was trained at."""
+def build_model(config: Config, channels: int, spacing: tuple[float, float, float], piecewise: tuple[int, ...] = (0,)):
+    """The network of a configuration, on the CPU. It remembers the spacing (z, y, x) in mm that it was trained at.
+
+    `piecewise` are the channels of the Mumford-Shah functional.
+    """
     import torch
 
     from papers.cgc.autoencoder import AutoEncoder
     from papers.cgc.model import Segmenter, UNet3d
+    from papers.cgc.mumford_shah import MumfordShahNet
 
     if config.method == "autoencoder":
         model = AutoEncoder(channels, config.patch, config.widths, config.code)
     elif config.method == "mumford_shah":
-        model = UNet3d(channels, config.segments, config.widths, config.norm)
+        model = MumfordShahNet(channels, piecewise, config.segments, config.widths, config.norm)
     else:
         cgc = {
             "grid": config.grid,
@@ -164,7 +170,7 @@ def build_model(config: Config, channels: int, spacing: tuple[float, float, floa
         backbone = UNet3d(channels, 2, config.widths, config.norm)
         model = Segmenter(backbone, config.patch, cgc if config.use_coarse or config.use_fine else None)
     model.register_buffer("spacing_mm", torch.tensor(spacing, dtype=torch.float64))
-    return model
+    return model.to(memory_format=torch.channels_last_3d)  # 1.4 times as fast on a CPU
 
 
 def region_rule(config: Config):
@@ -252,8 +258,8 @@ def train(config: Config) -> None:
 
     from papers.cgc.data import RegionPairs, Volumes
     from papers.cgc.model import segmentation_loss
-    from papers.cgc.mumford_shah import mumford_shah_loss
-    from papers.cgc.proposal import Proposals
+    from papers.cgc.mumford_shah import intensity_means, mumford_shah_loss
+    from papers.cgc.proposal import Proposals, channels_of
     from shared import gpu
 
     volumes = Volumes(config.data, "train", config.test_fraction, least_size(config))
@@ -275,7 +281,9 @@ def train(config: Config) -> None:
     else:
         masks = proposals_of(config, volumes, run.device)
     gpu.seed_everything(config.seed)  # whatever the proposals have drawn
-    plain = build_model(config, first.image.shape[0], first.spacing)
+    plain = build_model(config, first.image.shape[0], first.spacing, channels_of(first.modalities))
+    if config.method == "mumford_shah":
+        plain.means.copy_(intensity_means(cases_of(volumes), config.segments, MEANS_VOXELS, config.seed))
     model = run.prepare(plain)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     cosine = torch.optim.lr_scheduler.LambdaLR(
@@ -287,7 +295,6 @@ def train(config: Config) -> None:
     regions = RegionPairs(
         volumes, masks, region_rule(config), kinds, config.scale, config.gamma, config.brightness, config.flip
     )
-    piecewise = [first.modalities.index(name) for name in ("flair", "t2", "ct") if name in first.modalities]
     for step, batch in run.batches(regions, config.steps):
         image, mask, brain = (batch[name].flatten(0, 1) for name in ("image", "mask", "brain"))
         if config.method == "autoencoder":
@@ -297,8 +304,10 @@ def train(config: Config) -> None:
             run.update(loss, optimizer, cosine)
         elif config.method == "mumford_shah":
             with run.autocast():
-                logits, _ = model(image)
-            loss = mumford_shah_loss(logits.float().softmax(1), image[:, piecewise], brain, config.length)
+                logits = model(image)
+            loss = mumford_shah_loss(
+                logits.float().softmax(1), image[:, plain.piecewise], brain, config.length, plain.means
+            )
             run.update(loss, optimizer, cosine)
         else:
             ramp = min(1.0, (step + 1) / max(config.ramp * config.steps, 1))

@@ -229,7 +229,11 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
     datasets = read_datasets(data, loaded[0][1].datasets)
     titles = ["image", *(config.variant for _, config in loaded)]
     figure, axes = plt.subplots(
-        len(datasets), len(titles), figsize=(2.1 * len(titles), 2.2 * len(datasets)), squeeze=False
+        len(datasets),
+        len(titles),
+        figsize=(2.1 * len(titles), 2.2 * len(datasets) + 0.2),
+        squeeze=False,
+        layout="constrained",
     )
     for axes_row, (name, cases) in zip(axes, datasets.items()):
         shown = cases_to_score(cases, supervised=True)
@@ -257,7 +261,6 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
         axis.set_yticks([])
     for axis, title in zip(axes[0], titles):
         axis.set_title(title, fontsize=8)
-    figure.tight_layout(pad=0.3)
     write_atomically(Path(out), lambda path: figure.savefig(path, dpi=90, format="png"))
     plt.close(figure)
 

@@ -96,7 +96,7 @@ class Patient:
 
 def _info(path: Path) -> dict[str, str]:
     try:
-        text = path.read_text()
+        text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} can't be read: expected ACDC's Info.cfg with the lines ED and ES") from error
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}

@@ -266,7 +266,7 @@ def read_runs(runs: Path) -> dict[str, dict[int, list[float]]]:
         config_path = path.with_name("config.json")
         if not config_path.is_file():
             continue
-        config = json.loads(config_path.read_text())
+        config = json.loads(config_path.read_text("utf-8"))
         if config.get("stage") != "finetune" or config["variant"].startswith("transfer"):
             continue
         with path.open(newline="") as file:

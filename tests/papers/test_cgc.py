@@ -15,7 +15,13 @@ from benchmarks.standins import brain_tumour as simulator
 from benchmarks.standins import cgc as standin
 from papers.cgc import data, model, proposal
 from papers.cgc.autoencoder import threshold_without_labels
-from papers.cgc.mumford_shah import mumford_shah_loss, mumford_shah_proposal, total_variation
+from papers.cgc.mumford_shah import (
+    MumfordShahNet,
+    intensity_means,
+    mumford_shah_loss,
+    mumford_shah_proposal,
+    total_variation,
+)
 from shared import nifti
 from shared.errors import InputError
 from tests.smoke import smoke_config, train_variant
@@ -320,6 +326,37 @@ def test_total_variation_of_a_box_is_its_surface_and_the_true_partition_is_best(
     none = torch.full_like(right, 0.5)
     losses = [float(mumford_shah_loss(u, image, brain, 0.1)) for u in (right, wrong, none)]
     assert losses[0] < min(losses[1:])
+
+
+def test_mumford_shah_functional_with_given_constants():
+    torch.manual_seed(0)
+    u, image = torch.rand(2, 3, 2, 3, 4).softmax(1), torch.randn(2, 2, 2, 3, 4)
+    brain, means = (torch.rand(2, 2, 3, 4) > 0.3).float(), torch.randn(3, 2)
+    expected = sum(
+        u[b, k, z, y, x] * brain[b, z, y, x] * (image[b, :, z, y, x] - means[k]).square().sum()
+        for b, k, z, y, x in np.ndindex(*u.shape)
+    )
+    torch.testing.assert_close(mumford_shah_loss(u, image, brain, 0.0, means), expected / brain.sum())
+
+
+def test_mumford_shah_network_starts_as_the_pointwise_assignment():
+    net = MumfordShahNet(3, (0, 2), segments=4, widths=(4, 8)).eval()
+    net.means.copy_(torch.randn(4, 2))
+    image = torch.randn(1, 3, 4, 4, 4)
+    nearest = torch.cdist(image[0, [0, 2]].flatten(1).T, net.means).argmin(1)
+    with torch.no_grad():
+        assert (net(image)[0].argmax(0).flatten() == nearest).all()
+
+
+def test_constants_of_the_functional_are_the_tissues(volumes):
+    means = intensity_means((volumes[index] for index in range(len(volumes))), 3, 500, seed=0)
+    again = intensity_means((volumes[index] for index in range(len(volumes))), 3, 500, seed=0)
+    assert means.equal(again) and means.shape == (3, 2)
+    values = torch.cat([volumes[i].image[[volumes[i].modalities.index(m) for m in ("flair", "t2")]][:, volumes[i].brain]
+                        for i in range(len(volumes))], 1).T  # fmt: skip
+    nearest = torch.cdist(values, means).argmin(1)
+    for k in range(3):  # each constant is about the mean of the voxels that are nearest to it
+        assert (values[nearest == k].mean(0) - means[k]).abs().max() < 0.15
 
 
 def test_mumford_shah_takes_the_brightest_plausible_segment(volumes):

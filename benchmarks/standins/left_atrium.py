@@ -1,0 +1,267 @@
+"""Late gadolinium-enhanced MR of the left atrium: anatomy as implicit solids, signal of inversion recovery.
+
+Coordinates are millimetres from the centre of the atrium's body, x to the patient's left, y to posterior, z to
+superior, like the axes of the volumes of the 2018 Atrial Segmentation Challenge. Blood has one T1, so the right
+atrium, the ventricles, the aorta and the pulmonary artery are as bright as the left atrium: only place and shape
+tell them apart, as in patients.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+# Tissue: proton density, T1 in ms some 15 minutes after contrast, its standard deviation between patients beside
+# the common one, which comes from the dose and the time since the injection.
+TISSUES = {
+    "air": (0.0, 1000.0, 0.0),
+    "lung": (0.1, 600.0, 60.0),
+    "fat": (0.22, 260.0, 20.0),  # after fat suppression
+    "muscle": (0.85, 540.0, 20.0),
+    "marrow": (0.35, 330.0, 20.0),
+    "liver": (0.9, 370.0, 20.0),
+    "oesophagus": (0.7, 380.0, 20.0),
+    "myocardium": (0.9, 450.0, 12.0),
+    "wall": (0.85, 430.0, 12.0),
+    "fibrosis": (0.9, 260.0, 15.0),
+    "blood": (1.0, 295.0, 10.0),
+}
+CODE = {name: code for code, name in enumerate(TISSUES)}
+HALF_HEIGHT_MM = 27.5  # 88 slices of 0.625 mm
+SMALLEST_MM = 70.0  # the crop is at least 112 voxels of 0.625 mm wide in x and y
+MARGIN_MM = (6.25, 12.5)  # and 10 to 20 voxels more on each side
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One simulated scan, cropped around the atrium as the published volumes are."""
+
+    image: np.ndarray
+    """z-scores over the whole scan before cropping, float32 (W, H, D)"""
+    label: np.ndarray
+    """1 in the left atrium with appendage and the beginning of the veins, uint8 (W, H, D)"""
+
+
+# --- solids: signed distances, or close to them, negative inside -------------------------------------------
+
+
+def _ellipsoid(p, centre, radii):
+    q = [(axis - c) / r for axis, c, r in zip(p, centre, radii)]
+    return (np.sqrt(q[0] ** 2 + q[1] ** 2 + q[2] ** 2) - 1) * np.float32(min(radii))
+
+
+def _tube(p, start, end, radius_start, radius_end):
+    """A straight vessel with round ends, and the position along it, 0 to 1."""
+    start, end = np.asarray(start, np.float32), np.asarray(end, np.float32)
+    axis = end - start
+    along = sum((p[k] - start[k]) * axis[k] for k in range(3)) / np.float32(axis @ axis)
+    along = np.clip(along, 0, 1)
+    squared = sum((p[k] - start[k] - along * axis[k]) ** 2 for k in range(3))
+    return np.sqrt(squared) - (radius_start + (radius_end - radius_start) * along), along
+
+
+def _smooth_union(a, b, width=4.0):
+    """Union of two solids with a fillet of about `width` mm."""
+    h = np.clip(0.5 + 0.5 * (b - a) / width, 0, 1)
+    return b + (a - b) * h - width * h * (1 - h)
+
+
+class LeftAtriumAnatomy:
+    """The thorax around one left atrium; every proportion is drawn from `rng`."""
+
+    def __init__(self, rng: np.random.Generator):
+        def near(*values, sd=2.5):
+            return np.asarray(values, np.float32) + rng.normal(0, sd, len(values)).astype(np.float32)
+
+        size = rng.normal(1.0, 0.09)
+        self.body = near(30, 17, 19, sd=2.0) * size
+        edge = self.body * 0.72
+        reach = rng.uniform(26, 34, 5)  # how far the veins go on into the lungs
+        self.veins = [  # start, end, radii, length that belongs to the label
+            (near(-edge[0], 5, 9), near(-edge[0] - reach[0], 4, 20), (8.0, 5.5)),
+            (near(-edge[0], 8, -6), near(-edge[0] - reach[1], 24, -11), (7.5, 5.0)),
+            (near(edge[0], 7, 10), near(edge[0] + reach[2] * 0.8, 20, 24), (8.0, 5.0)),
+            (near(edge[0], 9, -3), near(edge[0] + reach[3] * 0.8, 28, -9), (7.5, 5.0)),
+        ]
+        variant = rng.random()
+        if variant < 0.2:  # a common trunk of the left veins
+            self.veins[3] = (self.veins[2][0], *self.veins[3][1:])
+        elif variant < 0.4:  # a right middle vein
+            self.veins.append((near(-edge[0], 6, 2), near(-edge[0] - reach[4], 12, 4), (5.5, 4.0)))
+        self.cut = rng.uniform(0.25, 0.6, len(self.veins)).astype(np.float32)
+        self.appendage = (near(edge[0] * 0.8, -10, 7), near(edge[0] + 14, -25, 13, sd=3.5), (9.5, 5.5))
+        self.lv, self.lv_radii = near(22, -35, -25), near(23, 28, 23, sd=1.5)
+        self.wall_mm = rng.uniform(2.2, 3.2)
+        self.mitral_mm = rng.uniform(14, 18)  # from the centre of the atrium to the valve
+        self.ra, self.ra_radii = near(-37, -25, -12), near(22, 21, 27, sd=2)
+        self.rv, self.rv_radii = near(-10, -66, -26), near(34, 20, 26, sd=2)
+        self.aorta = (near(-2, -38, -8), near(-16, -36, 45), (14.5, 14.5))
+        self.pulmonary = [
+            (near(14, -54, 0), near(16, -24, 36), (13, 12)),
+            (near(14, -20, 37), near(-50, -8, 35), (11, 9)),
+        ]
+        self.cava = (near(-36, -20, 5), near(-32, -22, 60), (9, 9))
+        self.descending = near(24, 38, sd=3)
+        self.descending_radius = rng.uniform(10.5, 13.5)
+        self.oesophagus = near(6, 27, sd=2.5)
+        self.spine = near(0, 62, sd=2)
+        self.patches = rng.normal(size=(rng.integers(3, 9), 3)).astype(np.float32)  # directions of fibrosis
+        self.patch_size = rng.uniform(0.15, 0.45, len(self.patches)).astype(np.float32)
+        self.waves = rng.normal(0, 2 * np.pi / 130, (6, 3)).astype(np.float32)
+        self.wave_mm = rng.normal(0, 1.5, (6, 3)).astype(np.float32)
+        self.wave_phase = rng.uniform(0, 2 * np.pi, 6).astype(np.float32)
+
+    def _deformed(self, x, y, z):
+        """Coordinates displaced by a smooth random field of a few mm, the same for every structure."""
+        p = [x + 0 * y + 0 * z, y + 0 * x + 0 * z, z + 0 * x + 0 * y]
+        moved = [axis.copy() for axis in p]
+        for wave, amplitude, phase in zip(self.waves, self.wave_mm, self.wave_phase):
+            s = np.sin(wave[0] * p[0] + wave[1] * p[1] + wave[2] * p[2] + phase)
+            for axis in range(3):
+                moved[axis] += amplitude[axis] * s
+        return moved
+
+    def render(self, x, y, z) -> tuple[np.ndarray, np.ndarray]:
+        """Tissue codes (see `CODE`) and the mask of the atrium on the grid of three open axes in mm, float32."""
+        p = self._deformed(x, y, z)
+        tissue = np.full(p[0].shape, CODE["air"], np.uint8)
+
+        def paint(inside, name):
+            tissue[inside] = CODE[name]
+
+        trunk = np.sqrt((p[0] / 168) ** 2 + ((p[1] + 5) / 108) ** 2)
+        paint(trunk < 1, "fat")
+        paint(trunk < 0.9, "muscle")
+        mediastinum = _ellipsoid(p, (0, -22, 0), (64, 72, 110))
+        for side in (-92, 96):
+            lung = _ellipsoid(p, (side, 12, 10), (62, 76, 120))
+            paint((lung < 0) & (mediastinum > 0), "lung")
+        for side in (-30, 34):  # the lungs reach behind the heart, on both sides of the spine
+            recess = _ellipsoid(p, (side * 1.35, 52, 0), (26, 22, 120))
+            paint(recess < 0, "lung")
+        paint((mediastinum < 0) & (p[1] < 48), "fat")
+        paint(_ellipsoid(p, (-75, -10, -105), (75, 75, 72)) < 0, "liver")
+        spine = np.hypot(p[0] - self.spine[0], (p[1] - self.spine[1]) * 1.15) - 17
+        paint(spine < 0, "muscle")
+        paint((spine < -2) & (np.mod(p[2], 26) > 5), "marrow")
+        paint(np.hypot(p[0] - self.oesophagus[0], (p[1] - self.oesophagus[1]) * 1.5) < 7, "oesophagus")
+
+        pools = [
+            (_ellipsoid(p, self.rv, self.rv_radii), 4.0, "myocardium"),
+            (_ellipsoid(p, self.ra, self.ra_radii), 2.0, "wall"),
+            (_tube(p, *self.aorta[:2], *self.aorta[2])[0], 1.8, "wall"),
+            (_tube(p, *self.cava[:2], *self.cava[2])[0], 1.5, "wall"),
+            *[(_tube(p, start, end, *radii)[0], 1.5, "wall") for start, end, radii in self.pulmonary],
+            (np.hypot(p[0] - self.descending[0], p[1] - self.descending[1]) - self.descending_radius, 1.8, "wall"),
+        ]
+        lv = _ellipsoid(p, self.lv, self.lv_radii)
+        veins = [_tube(p, start, end, *radii) for start, end, radii in self.veins]
+        atrium = _smooth_union(
+            _ellipsoid(p, (0, 0, 0), self.body), _tube(p, *self.appendage[:2], *self.appendage[2])[0]
+        )
+        with_veins = atrium
+        for vein, _ in veins:
+            with_veins = _smooth_union(with_veins, vein)
+        towards_valve = self.lv / np.linalg.norm(self.lv)
+        beyond_valve = sum(axis * n for axis, n in zip(p, towards_valve)) - self.mitral_mm
+
+        # every pool first with its wall, then with its blood; the left atrium last, so that it stays whole
+        for distance, thickness, name in pools:
+            paint(distance < thickness, name)
+        paint(lv < 9, "myocardium")
+        for distance, _, _ in pools:
+            paint(distance < 0, "blood")
+        paint(lv < 0, "blood")
+        left = np.maximum(with_veins, beyond_valve)
+        paint(left < self.wall_mm, "wall")
+        paint((left < self.wall_mm) & self._fibrosis(p), "fibrosis")
+        # the mitral orifice: the leaflets are thin, the pools almost touch
+        orifice = (np.maximum(lv, atrium) < 3) & (np.abs(beyond_valve) < 8)
+        paint(orifice & (beyond_valve > 1.2), "blood")
+        paint(left < 0, "blood")
+
+        in_vein = np.zeros(tissue.shape, bool)
+        for (distance, along), cut in zip(veins, self.cut):
+            in_vein |= (distance < 1.5) & (along < cut)
+        mask = (left < 0) & ((atrium < 1.5) | in_vein)
+        return tissue, mask
+
+    def _fibrosis(self, p) -> np.ndarray:
+        """Where the direction from the centre of the atrium lies in one of the patches."""
+        q = [axis / r for axis, r in zip(p, self.body)]
+        length = np.sqrt(q[0] ** 2 + q[1] ** 2 + q[2] ** 2) + 1e-6
+        found = np.zeros(p[0].shape, bool)
+        for direction, size in zip(self.patches, self.patch_size):
+            unit = direction / np.linalg.norm(direction)
+            cosine = (q[0] * unit[0] + q[1] * unit[1] + q[2] * unit[2]) / length
+            found |= cosine > np.cos(size)
+        return found
+
+
+def inversion_recovery_signal(rng: np.random.Generator) -> np.ndarray:
+    """Magnitude signal of every tissue code in an inversion-recovery gradient echo, float32.
+
+    rho |1 - 2 exp(-TI / T1) + exp(-TR / T1)|, with the inversion time TI set to null the myocardium, to some 6 %,
+    and TR the patient's heartbeat.
+    """
+    t1 = rng.normal(1, 0.07) * np.array([rng.normal(mean, sd) for _, mean, sd in TISSUES.values()])
+    density = np.array([density for density, _, _ in TISSUES.values()])
+    repetition = rng.uniform(750, 1050)
+    muscle = t1[CODE["myocardium"]]
+    null = muscle * (np.log(2) - np.log1p(np.exp(-repetition / muscle)))
+    inversion = null * rng.normal(1, 0.06)
+    return (density * np.abs(1 - 2 * np.exp(-inversion / t1) + np.exp(-repetition / t1))).astype(np.float32)
+
+
+def simulate(rng: np.random.Generator, voxel_mm: float) -> Scan:
+    """One scan at a voxel size; the anatomy does not depend on it.
+
+    Args:
+        rng: of everything random.
+        voxel_mm: isotropic (published volumes: 0.625). Above 1 mm the anatomy is rendered twice as fine.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    anatomy, signal = LeftAtriumAnatomy(rng), inversion_recovery_signal(rng)
+    margins = rng.uniform(*MARGIN_MM, 4)
+    slab = rng.uniform(-4, 4)  # where the stack of slices was put
+    coarse = [np.arange(-r, r, 4, dtype=np.float32) for r in (100, 76, HALF_HEIGHT_MM)]
+    _, mask = anatomy.render(*np.ix_(coarse[0], coarse[1], coarse[2] + slab))
+    bounds = []
+    for axis in range(2):
+        occupied = coarse[axis][mask.any(axis=tuple({0, 1, 2} - {axis}))]
+        low, high = occupied[0] - 2, occupied[-1] + 2
+        wider = max(SMALLEST_MM - (high - low), 0) / 2
+        low, high = low - wider - margins[2 * axis], high + wider + margins[2 * axis + 1]
+        bounds.append((low, round(float(high - low) / voxel_mm)))
+    bounds.append((slab - HALF_HEIGHT_MM, round(2 * HALF_HEIGHT_MM / voxel_mm)))
+
+    factor = 2 if voxel_mm > 1 else 1
+    fine = [low + (np.arange(count * factor) + 0.5) * voxel_mm / factor for low, count in bounds]
+    tissue, mask = anatomy.render(*np.ix_(*[axis.astype(np.float32) for axis in fine]))
+    shape = [count for _, count in bounds]
+    blocks = [side for count in shape for side in (count, factor)]
+    image = signal[tissue].reshape(blocks).mean(axis=(1, 3, 5))
+    label = (mask.reshape(blocks).mean(axis=(1, 3, 5)) >= 0.5).astype(np.uint8)
+
+    # sampled at 1.25 x 1.25 x 2.5 mm, breathing blurs along y and z
+    acquired = np.array([1.25, 1.25, 2.5]) / 2.355
+    breathing = rng.uniform(0, 0.8) * np.array([0, 0.7, 1.0])
+    image = gaussian_filter(image, np.hypot(acquired, breathing) / voxel_mm)
+    open_axes = np.ix_(*[(low + (np.arange(count) + 0.5) * voxel_mm) / 100 for low, count in bounds])
+    slope, curve = rng.normal([0, -0.25, 0], 0.15), rng.normal(0, 0.15)
+    gain = np.exp(sum(a * c for a, c in zip(slope, open_axes)) + curve * (open_axes[0] ** 2 + open_axes[1] ** 2))
+    blood = signal[CODE["blood"]]
+    noise_sd = blood / rng.uniform(8, 15)
+    noise = noise_sd * rng.standard_normal((2, *shape))
+    image = np.hypot(image * gain + noise[0], noise[1])
+
+    mean, sd = _scan_statistics(anatomy, signal, noise_sd)
+    return Scan(((image - mean) / sd).astype(np.float32), label)
+
+
+def _scan_statistics(anatomy: LeftAtriumAnatomy, signal: np.ndarray, noise_sd: float) -> tuple[float, float]:
+    """Mean and standard deviation over the whole field of view, 360 mm wide, from a coarse render of it."""
+    grid = np.ix_(*[np.arange(-r, r, 12, dtype=np.float32) for r in (180, 180, HALF_HEIGHT_MM)])
+    values = signal[anatomy.render(*grid)[0]]
+    values = np.hypot(values, noise_sd * np.sqrt(np.pi / 2) * (values == 0) + noise_sd * (values > 0))
+    return float(values.mean()), float(values.std())

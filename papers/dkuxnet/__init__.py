@@ -1,0 +1,1 @@
+"""DKUXNet: semi-supervised segmentation by consistency of the distribution over k-means queries."""

@@ -1,0 +1,232 @@
+"""Evaluate per scan, draw the panel, apply to a user's own scan.
+
+python -m papers.dkuxnet.eval evaluate --data DATA --checkpoint RUN/checkpoint.pt --out RUN
+python -m papers.dkuxnet.eval panel --data DATA --checkpoints A/checkpoint.pt B/checkpoint.pt --out panel.png
+python -m papers.dkuxnet.eval apply --checkpoint RUN/checkpoint.pt --input scan.nii.gz --output atrium.nii.gz
+"""
+
+import csv
+from pathlib import Path
+
+from shared.cli import commands, config_from_dict
+from shared.errors import InputError
+
+
+def load_model(checkpoint: Path, device):
+    """The trained network of a checkpoint in evaluation mode, and its configuration.
+
+    Raises:
+        InputError: no checkpoint of this paper.
+    """
+    from papers.dkuxnet.train import Config, build_model
+    from shared.gpu import load_checkpoint
+
+    content = load_checkpoint(checkpoint, "dkuxnet")
+    config = config_from_dict(Config, content["config"])
+    model = build_model(config)
+    model.load_state_dict(content["models"][0])
+    return model.to(device).eval(), config
+
+
+def predict(model, config, image, device, with_queries: bool = False):
+    """Mask (W, H, D) uint8 of a z-scored volume (W, H, D), and the query with the largest response or None (M14).
+
+    Args:
+        model, config: of `load_model`.
+        image: array, float32.
+        device: where to compute.
+        with_queries: return the query map as well, where the network has queries.
+    """
+    import torch
+
+    from papers.dkuxnet.sliding_window import predict_volume
+
+    classes = len(config.query_groups)
+
+    def probabilities_of(windows):
+        output = model(windows)
+        if config.network != "dkuxnet":
+            return output.softmax(dim=1)
+        probabilities = output.logits.softmax(dim=1)
+        return torch.cat([probabilities, output.response], dim=1) if with_queries else probabilities
+
+    volume = torch.from_numpy(image).to(device)
+    mean = predict_volume(probabilities_of, volume, config.crop, config.strides).cpu()
+    mask = mean[:classes].argmax(0).to(torch.uint8).numpy()
+    queries = mean[classes:].argmax(0).to(torch.uint8).numpy() if len(mean) > classes else None
+    return mask, queries
+
+
+def measure(mask, label) -> dict[str, float]:
+    """Dice and Jaccard in percent, 95HD and ASD in voxels, of two masks (W, H, D) (the LA protocol).
+
+    95HD pools the distances of both surfaces, ASD is from the prediction to the truth, as medpy's `hd95` and `asd`
+    do. An empty mask gets the diagonal of the volume; the protocol's own script counts it as zero.
+    """
+    import math
+
+    import torch
+
+    from shared.metrics import asd_from_distances, dice, hausdorff_from_distances, iou, surface_distances
+
+    prediction, truth = (torch.from_numpy(x > 0)[None] for x in (mask, label))
+    distances = surface_distances(prediction, truth, spacing=(1.0, 1.0, 1.0))
+    empty = {"both_empty": 0.0, "one_empty": math.dist((0, 0, 0), label.shape)}
+    return {
+        "dice": 100 * dice(prediction, truth, undefined=1.0).item(),
+        "jaccard": 100 * iou(prediction, truth, undefined=1.0).item(),
+        "hd95": hausdorff_from_distances(distances, 95.0, convention="pooled", **empty).item(),
+        "asd": asd_from_distances(distances, **empty).item(),
+    }
+
+
+def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto", split: str = "test") -> None:
+    """Write metrics.csv: a row per scan with Dice and Jaccard in percent, 95HD and ASD in voxels.
+
+    With more than two classes the masks compared are all foreground classes together.
+
+    Args:
+        data: the data set.
+        checkpoint: of any variant.
+        out: folder for metrics.csv.
+        device: auto, cpu, cuda, ...
+        split: list of the data set to evaluate, train or test.
+    """
+    from papers.dkuxnet.data import find_scans, read_scan
+    from shared.gpu import choose_device, write_atomically
+
+    where = choose_device(device)
+    model, config = load_model(checkpoint, where)
+    rows = []
+    for path in find_scans(data, split):
+        image, label = read_scan(path, len(config.query_groups))
+        mask, _ = predict(model, config, image, where)
+        rows.append({"case": path.parent.name, **measure(mask, label)})
+
+    def write(path: Path) -> None:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(Path(out) / "metrics.csv", write)
+
+
+def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", case: int = 0) -> None:
+    """Draw one test scan: two axial and one coronal slice with the outlines of each checkpoint and of the truth,
+    and the map of the strongest query.
+
+    Args:
+        data: the data set.
+        checkpoints: one column each, say an ablation and the proposed method.
+        out: a .png file.
+        device: auto, cpu, cuda, ...
+        case: number of the test scan.
+    """
+    import matplotlib
+    import numpy as np
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from papers.dkuxnet.data import find_scans, read_scan
+    from shared.gpu import choose_device, write_atomically
+
+    where = choose_device(device)
+    scans = find_scans(data, "test")
+    if not 0 <= case < len(scans):
+        raise InputError(f"{data}: there is no test scan number {case}, test.list has {len(scans)}")
+    models = [load_model(path, where) for path in checkpoints]
+    image, label = read_scan(scans[case], len(models[0][1].query_groups))
+    columns = {"input": (None, None)}
+    for model, config in models:
+        columns[config.variant] = predict(model, config, image, where, with_queries=True)
+    columns["truth"] = (label, None)
+
+    slices = np.flatnonzero(label.any(axis=(0, 1))) if label.any() else np.arange(label.shape[2])
+    levels = [int(np.quantile(slices, q)) for q in (0.4, 0.75)]
+    row = int(label.sum(axis=(0, 2)).argmax())
+    views = {
+        "axial": lambda x: x[:, :, levels[0]].T,
+        "axial, higher": lambda x: x[:, :, levels[1]].T,
+        "coronal": lambda x: x[:, row].T[::-1],
+    }
+    low, high = np.percentile(image, [1, 99])
+    figure, axes = plt.subplots(4, len(columns), figsize=(2.4 * len(columns), 7.6), squeeze=False)
+    for column, (name, (mask, queries)) in enumerate(columns.items()):
+        for line, view in enumerate(views.values()):
+            axes[line, column].imshow(view(image), cmap="gray", vmin=low, vmax=high)
+            if mask is not None and view(mask).any() and not view(mask).all():
+                axes[line, column].contour(view(mask) > 0, [0.5], colors="tab:red", linewidths=1.2)
+        if queries is not None:
+            axes[3, column].imshow(views["axial"](queries), cmap="tab20", vmin=0, vmax=19, interpolation="nearest")
+        dice = "" if mask is None or name == "truth" else f"\nDice {measure(mask, label)['dice']:.1f} %"
+        axes[0, column].set_title(f"{name}{dice}", fontsize=9)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_frame_on(axis.has_data())
+    for line, name in enumerate([*views, "strongest query"]):
+        axes[line, 0].set_ylabel(name, fontsize=9)
+    figure.tight_layout(pad=0.5)
+    write_atomically(Path(out), lambda path: figure.savefig(path, dpi=90, format="png"))
+    plt.close(figure)
+
+
+def apply(checkpoint: Path, input: Path, output: Path, query_output: Path | None = None, device: str = "auto") -> None:
+    """Segment the atrium of a user's own scan.
+
+    A NIfTI scan is resampled to the training voxel size and z-scored; the mask has the scan's own grid and affine.
+    A mri_norm2.h5 is taken as it is.
+
+    Args:
+        checkpoint: of any variant.
+        input: .nii or .nii.gz, late gadolinium-enhanced and axial; or a mri_norm2.h5.
+        output: the mask, .nii or .nii.gz.
+        query_output: .nii or .nii.gz for the map of the strongest query, if wanted.
+        device: auto, cpu, cuda, ...
+
+    Raises:
+        InputError: a file that is missing, broken or without contrast, or a checkpoint without queries.
+    """
+    import numpy as np
+
+    from papers.dkuxnet.data import read_scan
+    from shared import nifti
+    from shared.gpu import choose_device
+
+    for path in (output, query_output):
+        if path is not None and not str(path).endswith((".nii", ".nii.gz")):
+            raise InputError(f"{path}: the output is a NIfTI volume, its name must end in .nii or .nii.gz")
+    where = choose_device(device)
+    model, config = load_model(checkpoint, where)
+    if query_output is not None and config.network != "dkuxnet":
+        raise InputError(f"{checkpoint}: variant '{config.variant}' has no queries; leave out --query-output")
+    if Path(input).suffix == ".h5":
+        image, _ = read_scan(input, classes=None)
+        # the published volumes run to the left, to posterior and to superior
+        affine = np.diag([-config.voxel_mm, -config.voxel_mm, config.voxel_mm, 1.0])
+        maps = predict(model, config, image, where, query_output is not None)
+        for path, found in zip((output, query_output), maps):
+            if path is not None:
+                nifti.save(path, found, affine=affine)
+        return
+    scan = nifti.load(input, ndim=3, dtype=np.float32)
+    if scan.data.std() == 0:
+        raise InputError(f"{input}: all voxels have the same value; expected a scan")
+    grid = nifti.resample_to_spacing(nifti.to_ras(scan), config.voxel_mm)
+    image = (grid.data - grid.data.mean()) / grid.data.std()
+    image = np.ascontiguousarray(image[::-1, ::-1], np.float32)  # RAS to the axes of the published volumes
+    maps = predict(model, config, image, where, query_output is not None)
+    for path, found in zip((output, query_output), maps):
+        if path is not None:
+            on_grid = nifti.make_image(np.ascontiguousarray(found[::-1, ::-1]), grid.affine, path)
+            nifti.save(path, nifti.resample_to(on_grid, scan, label=True).data, like=scan, dtype=np.uint8)
+
+
+def main(argv: list[str] | None = None) -> None:
+    commands({"evaluate": evaluate, "panel": panel, "apply": apply}, argv)
+
+
+if __name__ == "__main__":
+    main()
