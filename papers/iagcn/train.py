@@ -1,0 +1,276 @@
+"""Train IA-GCN, an ablation of it or a baseline: one network per fold of the cross-validation, side by side.
+
+python -m papers.iagcn.train --data DATA --out runs/mine --profile cpu --variant full
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from shared.cli import RunConfig, train_command
+from shared.errors import InputError
+
+
+@dataclass
+class Config(RunConfig):
+    """IA-GCN: interpretable feature attention and a learned population graph for disease prediction.
+
+    The batch size is the number of folds: each fold's network sees all subjects at every step. With --accumulate
+    the folds are worked off in several parts, which saves memory.
+    """
+
+    method: Literal["iagcn", "dgm", "gcn", "ridge"] = "iagcn"
+    """the paper's method, the same without attention, Chebyshev GCN on a fixed graph, linear classifier"""
+    folds: int = 10
+    """parts of the cross-validation (paper: 10)"""
+    inputs: Literal["all", "ridge", "top", "rest"] = "all"
+    """features to train on: all, those that ridge regression selects, the top-k of attention (needs the checkpoint of
+    an IA-GCN as `init`), or all but these (table 3 of the paper: a, b, d, c)"""
+    selected: int = 30
+    """number of features that ridge regression selects"""
+    top: int = 4
+    """k of the top-k by attention (paper: 4)"""
+    exclude: tuple[str, ...] = ()
+    """modalities to leave out, such as cognitive"""
+    named: tuple[str, ...] = ("CDRSB", "CDRSB_bl", "MMSE", "MMSE_bl")
+    """features that are expected at the top (paper: CDR and MMSE, both also at baseline)"""
+    max_missing: float = 0.5
+    """subjects who lack a larger share of the features are left out"""
+    epochs: int = 600
+    """updates of each fold's network, each on all subjects (paper: 600)"""
+    lr: float = 0.01
+    """learning rate of Adam (paper: not given)"""
+    lr_mask: float = 0.05
+    """the same for the mask M"""
+    weight_decay: float = 0.003
+    """weight of the squared weights, M excepted (paper: not given)"""
+    alpha: float = 0.6
+    """weighting factor of the loss (paper: 0.6)"""
+    alpha1: float = 0.01
+    """weight of the mask's entropy (paper: not given)"""
+    alpha2: float = 0.01
+    """weight of the mask's size (paper: not given)"""
+    loss_form: Literal["table", "printed"] = "table"
+    """alpha weighs the cross entropy, as table 2 shows; or the mask losses, as equation 1 is printed"""
+    hidden: tuple[int, int] = (32, 16)
+    """units of the two graph convolutions (paper: 32 16)"""
+    graph_hidden: int = 16
+    """units of the first layer of the graph learning module (paper: 16)"""
+    embedding: int = 8
+    """dimensions in which the distance of two subjects is taken (paper: 8)"""
+    temperature: float = 5.0
+    """first value of t, which makes the graph's edges steep (paper: not given)"""
+    threshold: float = -2.0
+    """first value of T, the threshold of the graph (paper: not given)"""
+    mask_start: float = 0.0
+    """first value of M (paper: a constant, or normally distributed)"""
+    mask_scatter: float = 0.0
+    """standard deviation of M's first values"""
+    chebyshev_order: int = 3
+    """degree of the largest Chebyshev polynomial of the GCN (Parisot et al.: 3)"""
+
+
+PROFILES = {
+    "smoke": {"folds": 2, "batch_size": 2, "epochs": 4, "selected": 8, "precision": "float32"},
+    "cpu": {"batch_size": 10, "epochs": 120, "precision": "float32"},
+    "paper": {"batch_size": 10, "precision": "float32"},
+}
+
+VARIANTS = {
+    "lc_all": {"method": "ridge"},
+    "lc": {"method": "ridge", "inputs": "ridge"},
+    "gcn_all": {"method": "gcn"},
+    "gcn": {"method": "gcn", "inputs": "ridge"},
+    "gcn_rest": {"method": "gcn", "inputs": "rest"},
+    "gcn_top": {"method": "gcn", "inputs": "top"},
+    "dgm_all": {"method": "dgm"},
+    "dgm": {"method": "dgm", "inputs": "ridge"},
+    "dgm_rest": {"method": "dgm", "inputs": "rest"},
+    "dgm_top": {"method": "dgm", "inputs": "top"},
+    "alpha00": {"alpha": 0.0},
+    "alpha02": {"alpha": 0.2},
+    "alpha04": {"alpha": 0.4},
+    "full": {},
+    "alpha08": {"alpha": 0.8},
+    "alpha10": {"alpha": 1.0},
+    "no_entropy": {"alpha1": 0.0},
+    "no_size": {"alpha2": 0.0},
+    "lc_nocog": {"method": "ridge", "inputs": "ridge", "exclude": ("cognitive",)},
+    "dgm_nocog": {"method": "dgm", "inputs": "ridge", "exclude": ("cognitive",)},
+    "full_nocog": {"exclude": ("cognitive",)},
+}
+RIDGE_PENALTIES = (1.0, 10.0, 100.0, 1000.0)
+
+
+def build_network(config: Config, features: int, classes: int):
+    """The network of one fold, on the CPU."""
+    from papers.iagcn.chebyshev import ChebyshevGCN
+    from papers.iagcn.model import IAGCN
+    from papers.iagcn.ridge import RidgeClassifier
+
+    if config.method == "ridge":
+        return RidgeClassifier(features, classes)
+    if config.method == "gcn":
+        return ChebyshevGCN(features, classes, config.hidden, config.chebyshev_order)
+    return IAGCN(
+        features,
+        classes,
+        attention=config.method == "iagcn",
+        hidden=config.hidden,
+        graph_hidden=config.graph_hidden,
+        embedding=config.embedding,
+        temperature=config.temperature,
+        threshold=config.threshold,
+        mask_start=config.mask_start,
+        mask_scatter=config.mask_scatter,
+    )
+
+
+def prepare(config: Config, table, fold_of):
+    """Standardisation and choice of features of each fold, from its training subjects alone (M9)."""
+    import torch
+
+    from papers.iagcn.data import Preparation
+    from papers.iagcn.ridge import select_by_ridge
+
+    preparation = Preparation(table, config.folds)
+    chosen = []
+    for fold in range(config.folds):
+        training = fold_of != fold
+        preparation.fit(table.x[training], fold)
+        if config.inputs == "ridge":
+            x = preparation.standardise(table.x[training], fold)
+            keep = min(config.selected, len(table.features))
+            chosen.append(select_by_ridge(x, torch.from_numpy(table.label[training]), len(table.classes), keep))
+    if config.inputs in ("top", "rest"):
+        top = top_by_attention(config, table)
+        if config.inputs == "rest":
+            numbers = range(len(table.features))
+            top = [torch.tensor([k for k in numbers if k not in set(row.tolist())]) for row in top]
+        chosen = list(top)
+    if chosen:
+        preparation.state["columns"] = torch.stack(chosen)
+    return preparation
+
+
+def top_by_attention(config: Config, table):
+    """(F, k) columns with the largest attention in each fold of the IA-GCN in `config.init`.
+
+    The fold's own network decides, so the labels of its test subjects have no part in the choice.
+
+    Raises:
+        InputError: no checkpoint, one without attention, or one of other subjects, features or folds.
+    """
+    from shared.gpu import load_checkpoint
+
+    if config.init is None:
+        raise InputError(
+            "this variant needs the attention of an IA-GCN: give the checkpoint of variant 'full' as --init"
+        )
+    content = load_checkpoint(config.init, "iagcn")
+    state, mask = content["objects"]["preparation"], content["models"][0].get("weights.attention/mask")
+    if mask is None:
+        raise InputError(
+            f"{config.init}: variant '{content['config']['variant']}' has no attention; give one of 'full'"
+        )
+    same = state["subjects"] == table.digest and state["features"] == table.features and len(mask) == config.folds
+    if not same:
+        raise InputError(
+            f"{config.init}: was trained on other subjects, features or folds than those of {table.source}"
+        )
+    return mask.argsort(dim=1, descending=True, stable=True)[:, : config.top].sort(dim=1).values
+
+
+def graphs(config: Config, x, table):
+    """Second argument of the networks for the inputs x (F, N, k): (F, N, N) for the GCN, else None."""
+    import torch
+
+    from papers.iagcn.chebyshev import population_graph, scaled_laplacian
+
+    if config.method != "gcn":
+        return None
+    age, sex = (torch.from_numpy(values).float().to(x.device) for values in (table.age, table.sex))
+    age, sex = (None if values.isnan().all() else values for values in (age, sex))
+    return torch.stack([scaled_laplacian(population_graph(one, age, sex)) for one in x])
+
+
+def train(config: Config) -> None:
+    """Train on all folds of `data`; writes config.json, checkpoint.pt and log.csv to `config.out`.
+
+    Raises:
+        InputError: the batch size is not the number of folds, or the data or `init` can't be used.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from papers.iagcn.data import Folds, assign_folds, read_table
+    from papers.iagcn.folds import FoldNetworks
+    from papers.iagcn.model import interpretability_loss, mask_entropy, mask_size
+    from shared import gpu
+
+    if config.batch_size != config.folds:
+        raise InputError(
+            f"--batch-size {config.batch_size} must equal --folds {config.folds}; --accumulate saves memory"
+        )
+    table = read_table(config.data, config.exclude, config.max_missing)
+    fold_of = assign_folds(table, config.folds)
+    preparation = prepare(config, table, fold_of)
+    run = gpu.Run(config, paper="iagcn")
+    inputs = torch.stack([preparation.inputs(table.x, fold) for fold in range(config.folds)])
+    networks = [build_network(config, inputs.shape[2], len(table.classes)) for _ in range(config.folds)]
+    if config.method in ("iagcn", "dgm"):
+        for network, x in zip(networks, inputs):
+            network.graph_learning.calibrate(x)
+    label, fold_of = torch.from_numpy(table.label), torch.from_numpy(fold_of)
+    if config.method == "ridge":
+        fit_linear(networks, inputs, label, fold_of, len(table.classes))
+    model = FoldNetworks(networks)
+    wrapped = run.prepare(model)
+    if config.method == "ridge":
+        run.restore(preparation=preparation)
+        run.save()
+        return
+
+    mask = model.weights["attention/mask"] if config.method == "iagcn" else None
+    others = [parameter for parameter in model.parameters() if parameter is not mask]
+    groups = [{"params": others, "weight_decay": config.weight_decay}] + (
+        [{"params": [mask], "lr": config.lr_mask}] if mask is not None else []
+    )
+    optimizer = torch.optim.Adam(groups, lr=config.lr)
+    run.restore(optimizer=optimizer, preparation=preparation)
+    inputs, label, fold_of = (tensor.to(run.device) for tensor in (inputs, label, fold_of))
+    graph = graphs(config, inputs, table)
+    for _, batch in run.batches(Folds(config.folds), config.epochs):
+        folds = batch["fold"]
+        training = (fold_of != folds[:, None]).float()  # (n, N)
+        with run.autocast():
+            scores = wrapped(folds, inputs[folds], None if graph is None else graph[folds])
+        errors = F.cross_entropy(scores.float().transpose(1, 2), label.expand(len(folds), -1), reduction="none")
+        cross_entropy = (errors * training).sum(1) / training.sum(1)  # L_c of each fold
+        losses, parts = cross_entropy, {"cross_entropy": cross_entropy.mean()}
+        if mask is not None:
+            attention = torch.sigmoid(mask[folds])
+            losses = interpretability_loss(
+                cross_entropy, attention, config.alpha, config.alpha1, config.alpha2, config.loss_form
+            )
+            parts |= {"mask_entropy": mask_entropy(attention).mean(), "mask_size": mask_size(attention).mean()}
+        # The sum over all folds, whatever part of them is in this batch, so that each is trained as if alone.
+        run.update(losses.mean() * config.folds, optimizer, **parts)
+
+
+def fit_linear(networks: list, inputs, label, fold_of, classes: int) -> None:
+    """Fit the linear classifier of each fold in closed form; its penalty is chosen within the training subjects."""
+    from papers.iagcn.ridge import choose_penalty, fit_ridge
+
+    for fold, (network, x) in enumerate(zip(networks, inputs)):
+        x, y = x[fold_of != fold], label[fold_of != fold]
+        coefficients, intercept = fit_ridge(x, y, classes, choose_penalty(x, y, classes, RIDGE_PENALTIES))
+        network.coefficients.copy_(coefficients)
+        network.intercept.copy_(intercept)
+
+
+def main(argv: list[str] | None = None) -> None:
+    train_command(Config, PROFILES, VARIANTS, train, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""mDDPM: unsupervised anomaly detection with masked diffusion (MLMI 2023)."""
