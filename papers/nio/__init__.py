@@ -1,0 +1,1 @@
+"""NIO: registration whose network weights are optimised for each pair, coarse to fine."""
