@@ -15,10 +15,13 @@ BEGIN, END = "<!-- results: made by `make table`, do not edit -->", "<!-- /resul
 
 
 def reported_value(paper: dict, variant: dict, metric: dict) -> float | None:
-    """The paper's own number for a variant and a metric, or None where it gives none."""
-    source = metric.get("reported")
-    if source is None or "reported" not in variant:
+    """The paper's own number for a variant and a metric, or None where it gives none.
+
+    A variant's `reported_in` says where its row differs from the metric's: another table, dataset or setting.
+    """
+    if "reported" not in metric or "reported" not in variant:
         return None
+    source = {**metric["reported"], **variant.get("reported_in", {})}
     for row in paper.get("result", []):
         matches = row["method"] == variant["reported"] and row["table"] == source["table"]
         matches &= source.get("dataset", row.get("dataset")) == row.get("dataset")
