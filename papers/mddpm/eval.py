@@ -206,7 +206,7 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto", t: i
 
 def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", case: int = 0) -> None:
     """Draw one patient of each test set, in the slice with most lesion: for each checkpoint the training input
-    (masked), the pseudo-healthy slice and the anomaly map; first the scan, the trivial score and the truth.
+    (masked by the mean ratio), the pseudo-healthy slice and the anomaly map; first the scan, the trivial score and the truth.
 
     Args:
         data: the data set.
@@ -245,14 +245,15 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
         for detector in detectors:
             healthy, _, score = detector(volume)
             of = detector.config
-            block = MaskingBlock(of.masking, of.ratio, of.sides, of.frequency_sides)
+            middle = sum(of.ratio) / 2
+            block = MaskingBlock(of.masking, (middle, middle), of.sides, of.frequency_sides)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(2)
                 section = torch.from_numpy(volume.image[:, :, number].copy())
                 masked = block(section, torch.from_numpy(volume.mask[:, :, number].copy())).numpy()
             top = max(float(np.quantile(score, 0.995)), 1e-3)
             pictures += [
-                (f"{of.variant}: masked", masked[:, :, None], "gray", 1.0),
+                (f"{of.variant}: training input", masked[:, :, None], "gray", 1.0),
                 ("pseudo-healthy", np.where(volume.mask, healthy, 0), "gray", 1.0),
                 ("anomaly map", score, "inferno", top),
             ]

@@ -70,7 +70,7 @@ PROFILES = {
         "batch_size": 2, "lr": 1e-2, "image_step": 12,
     },
     "cpu": {
-        "depth": 16, "dilations": 4, "identity": True, "crop": 48, "steps": 150, "batch_size": 4, "lr": 1e-2,
+        "depth": 16, "dilations": 4, "identity": True, "crop": 48, "steps": 300, "batch_size": 4, "lr": 1e-2,
         "schedule": "cosine", "image_step": 10,
     },
     "paper": {},
