@@ -252,6 +252,21 @@ def chosen_variants(paper: dict, options: Options) -> list[str]:
     return ordered
 
 
+def in_order(variants: list[str], needs: dict[str, str | None], seeds: int) -> list[tuple[int, str]]:
+    """(seed, variant) of all runs, so that no core idles: of all seeds, first what others wait for, last what waits.
+
+    >>> in_order(["initial", "nio", "full"], {"initial": None, "nio": "full", "full": None}, 2)
+    [(0, 'full'), (1, 'full'), (0, 'initial'), (1, 'initial'), (0, 'nio'), (1, 'nio')]
+    """
+    needed = set(needs.values())
+
+    def rank(name: str) -> tuple[int, bool]:
+        waits_for = 1 + rank(needs[name])[0] if needs[name] else 0
+        return waits_for, name not in needed
+
+    return [(seed, name) for name in sorted(variants, key=rank) for seed in range(seeds)]
+
+
 def read_metrics(path: Path) -> dict[str, dict[str, float | None]]:
     """case -> column -> value of a metrics.csv, to 6 significant digits; not finite values become None."""
     import csv
@@ -344,9 +359,7 @@ def reproduce(slug: str, options: Options) -> tuple[dict, list[str]]:
     needs = {variant["name"]: variant.get("needs") for variant in paper["variant"]}
     failures: list[str] = []
     measured: dict[tuple[int, str], dict] = {}
-    # Those that wait for another come last within their seed, so that no core waits with them.
-    in_order = sorted(variants, key=lambda name: needs[name] is not None)
-    runs = [(seed, name) for seed in range(seeds) for name in in_order]
+    runs = in_order(variants, needs, seeds)
     with ThreadPoolExecutor(parallel) as pool:
         tasks: dict[tuple[int, str], Future] = {}
         free_rows = list(range(parallel))
