@@ -1,0 +1,1 @@
+"""WaveFormer (FET): a U-shaped transformer whose attention sees wavelet bands and boundaries (MLMI 2023)."""

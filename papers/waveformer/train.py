@@ -1,0 +1,153 @@
+"""Train WaveFormer, an ablation of it or a baseline on the same backbone.
+
+python -m papers.waveformer.train --data DATA --out runs/mine --profile cpu --variant full
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from shared.cli import RunConfig, train_command
+
+
+@dataclass
+class Config(RunConfig):
+    """WaveFormer: multi-organ and skin-lesion segmentation with wavelet-based attention."""
+
+    dataset: Literal["synapse", "isic"] = "synapse"
+    """which of the two data sets in the folder: abdominal CT with 8 organs, or dermoscopy with one lesion"""
+    attention: Literal["fet", "efficient", "standard"] = "fet"
+    """the paper's attention, or another one on the same backbone"""
+    bridge: bool = True
+    """multi-scale context enhancement (MSCE) of the skip connections"""
+    boundary: bool = True
+    """boundary attention within FET"""
+    levels: int = 1
+    """levels of the boundary pyramid (released script: 1; released default: 3)"""
+    dims: tuple[int, ...] = (128, 320, 512)
+    """channels of the stages (paper: 128 320 512, the released compact model; 64 128 320 512 has four stages)"""
+    heads: tuple[int, ...] = (4, 10, 16)
+    """attention heads of the encoder's stages (released code: 4 10 16; four stages: 2 4 10 16)"""
+    decoder_heads: tuple[int, ...] = (8, 4)
+    """attention heads of the decoder's stages, the finest first (released code: 8 4)"""
+    branch_norms: bool | None = None
+    """layer norms on the branches of FET; None is as released: with three stages, not with four"""
+    legacy: bool = False
+    """reproduce the released code's slips in heads, softmax axes and reshapes"""
+    legacy_params: bool = False
+    """build the layers that the released code never calls (12.9 of 47.0 million parameters)"""
+    image_size: int = 224
+    """side of the square input in pixels, divisible by 32 (paper: 224)"""
+    augmentations: tuple[str, ...] = (
+        "flip", "noise", "blur", "contrast", "scale", "rotate", "shear", "piecewise", "translate",
+    )  # fmt: skip
+    """what may be applied to a training image (released code: all nine)"""
+    augment_most: int = 4
+    """most augmentations of one image (released code: 4)"""
+    epochs: int = 400
+    """passes over the training images (paper: 400)"""
+    steps: int | None = None
+    """instead of epochs, a number of updates"""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum 0.9 (paper), or AdamW, which short runs need"""
+    lr: float = 0.05
+    """learning rate, polynomial decay with power 0.9 (paper: 0.05 with SGD)"""
+    plain_lr: float | None = None
+    """learning rate of networks with another attention than FET; None is `lr` (paper: one rate)"""
+    weight_decay: float = 1e-4
+    """weight decay (paper: 1e-4)"""
+    clip: float | None = None
+    """largest norm of the gradient; None doesn't clip (paper: none)"""
+    dice_weight: float = 0.6
+    """weight of the Dice loss, the rest is cross-entropy (paper: 0.6)"""
+    spacing_mm: tuple[float, float, float] = (3.0, 0.76, 0.76)
+    """voxel size (z, x, y) in mm for distances, where the file has none (BTCV: 2.5 to 5, 0.54 to 0.98)"""
+
+
+SMALL = {
+    "heads": (2, 4, 8), "decoder_heads": (2, 4), "optimizer": "adamw", "lr": 1e-3, "plain_lr": 2e-3, "clip": 1.0,
+    "branch_norms": False, "augmentations": ("rotate", "scale", "translate"), "augment_most": 1,
+}  # fmt: skip
+PROFILES = {
+    "smoke": {**SMALL, "dims": (8, 16, 32), "image_size": 32, "batch_size": 2, "steps": 4},
+    "cpu": {**SMALL, "dims": (24, 48, 96), "image_size": 96, "batch_size": 4, "steps": 240},
+    "paper": {"batch_size": 24},
+}  # fmt: skip
+
+VARIANTS = {
+    "standard": {"attention": "standard", "bridge": False},
+    "baseline": {"attention": "efficient", "bridge": False},
+    "no_msce": {"bridge": False},
+    "no_boundary": {"boundary": False},
+    "full": {},
+    "levels3": {"levels": 3},
+}
+
+
+def build_model(config: Config):
+    """The network of a configuration, on the CPU."""
+    from papers.waveformer.data import CLASSES
+    from papers.waveformer.model import WaveFormer
+
+    return WaveFormer(
+        3, CLASSES[config.dataset], config.dims, config.heads, config.decoder_heads, config.attention, config.bridge,
+        config.boundary, config.levels, config.branch_norms, config.legacy, config.legacy_params,
+    )  # fmt: skip
+
+
+def check(config: Config) -> None:
+    """Raises InputError for settings that can't work together."""
+    from papers.waveformer.augmentation import ALL
+    from shared.errors import InputError
+
+    if config.image_size < 32 or config.image_size % 32:
+        raise InputError(f"--image-size {config.image_size}: expected a multiple of 32, say 224")
+    stages = len(config.dims)
+    if stages not in (3, 4) or len(config.heads) != stages or len(config.decoder_heads) != stages - 1:
+        raise InputError(
+            f"--dims {config.dims} --heads {config.heads} --decoder-heads {config.decoder_heads}: expected 3 or 4 "
+            "stages, as many heads, and one less for the decoder"
+        )
+    pairs = [*zip(config.dims, config.heads), *zip(config.dims, config.decoder_heads)]
+    if any(dim % 4 or dim % head for dim, head in pairs):
+        raise InputError(f"--dims {config.dims}: each must be divisible by 4 and by its number of heads")
+    if config.levels < 1:
+        raise InputError(f"--levels {config.levels}: expected 1 or more")
+    unknown = [name for name in config.augmentations if name not in ALL]
+    if unknown:
+        raise InputError(f"--augmentations {' '.join(unknown)}: choose from {', '.join(ALL)}")
+
+
+def train(config: Config) -> None:
+    """Train on the training slices; writes config.json, checkpoint.pt and log.csv to `config.out`."""
+    import torch
+
+    from papers.waveformer.data import Slices
+    from papers.waveformer.losses import segmentation_loss
+    from shared import gpu
+
+    check(config)
+    dataset = Slices(config.data, config.dataset, config.image_size, config.augmentations, config.augment_most)
+    run = gpu.Run(config, paper="waveformer")
+    model = run.prepare(build_model(config))
+    lr = config.lr if config.attention == "fet" or config.plain_lr is None else config.plain_lr
+    if config.optimizer == "sgd":
+        optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=config.weight_decay)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=config.weight_decay, fused=True)
+    steps = config.steps or config.epochs * max(1, len(dataset) // config.batch_size)
+    decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 - min(step / steps, 1)) ** 0.9)
+    run.restore(optimizer=optimizer, scheduler=decay)
+
+    for _, batch in run.batches(dataset, steps):
+        with run.autocast():
+            logits = model(batch["image"])
+        loss, dice, cross_entropy = segmentation_loss(logits, batch["label"], config.dice_weight)
+        run.update(loss, optimizer, decay, clip=config.clip, dice=dice, cross_entropy=cross_entropy)
+
+
+def main(argv: list[str] | None = None) -> None:
+    train_command(Config, PROFILES, VARIANTS, train, argv)
+
+
+if __name__ == "__main__":
+    main()
