@@ -104,7 +104,7 @@ PROFILES = {
         "lr_vnet": 1e-3, "sampled_voxels": 32, "uncertainty_passes": 2, "query_groups": (2, 2),
     },
     "cpu": {
-        **SMALL, "crop": (32, 32, 16), "strides": (16, 16, 8), "voxel_mm": 2.5, "steps": 150, "lr": 5e-3,
+        **SMALL, "crop": (32, 32, 16), "strides": (16, 16, 8), "voxel_mm": 2.5, "steps": 120, "lr": 5e-3,
         "lr_vnet": 5e-3, "sampled_voxels": 256, "uncertainty_passes": 4, "vnet_updates": 2.0, "dropout": 0.2,
     },
     "paper": {"batch_size": 2},

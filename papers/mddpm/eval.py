@@ -206,7 +206,8 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto", t: i
 
 def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", case: int = 0) -> None:
     """Draw one patient of each test set, in the slice with most lesion: for each checkpoint the training input
-    (masked by the mean ratio), the pseudo-healthy slice and the anomaly map; first the scan, the trivial score and the truth.
+    (masked by the mean ratio), the pseudo-healthy slice and the anomaly map; first the scan, the trivial score and the
+    truth.
 
     Args:
         data: the data set.

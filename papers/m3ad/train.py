@@ -1,0 +1,338 @@
+"""Pre-train the stand-in backbone (or read a released one), and tune it for a task: head, adapters, or everything.
+
+    python -m papers.m3ad.train --data DATA --out runs/backbone --variant pretrain
+    python -m papers.m3ad.train --data DATA --out runs/task --variant full --init runs/backbone/checkpoint.pt
+
+With `--profile paper --backbone m3ae.ckpt --text-folder roberta-base` the first command trains nothing: its checkpoint
+holds the released weights.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from shared.cli import RunConfig, train_command
+from shared.errors import InputError
+
+
+@dataclass
+class Config(RunConfig):
+    """M3AD: adapters for medical vision-and-language learning."""
+
+    stage: Literal["pretrain", "tune"] = "tune"
+    """make a backbone, or tune one for a task"""
+    tuning: Literal["head", "adapters", "full"] = "adapters"
+    """what is trained: the head alone, head and adapters, or everything (Fine-Tuning)"""
+    fusion: bool = True
+    """modality-fusion adapters beside the general ones: M3AD-Fus; without them M3AD-Gen"""
+    places: tuple[str, ...] = ("vision", "language", "cross")
+    """encoders with general adapters (Table 5: VAD, LAD, CAD)"""
+    train_poolers: bool = True
+    """with adapters, train the projections and poolers of the cross-modal encoder too (3.92 % of all at Gen; paper
+    3.96 %, without them 3.24 %)"""
+    bottleneck: int = 64
+    """D_mid of both kinds of adapters (paper: 64)"""
+    fusion_heads: int = 8
+    """heads of the modality-fusion adapter's attention (paper: 8)"""
+    use_image: bool = True
+    """False shows a grey image instead: the text-only control"""
+    layout: str = "auto"
+    """vqa_rad, slake, medvqa_2019, melinda or auto"""
+    answers: Literal["all", "train"] = "all"
+    """where the closed list of answers comes from; all: test answers, too (released M3AE)"""
+    image_size: int = 384
+    """side of the square that images are resized to, pixels (released M3AE: 384)"""
+    patch: int = 16
+    """side of a patch, pixels (ViT-B/16: 16)"""
+    width: int = 768
+    """channels of all three encoders (768)"""
+    heads: int = 12
+    """attention heads of all three encoders (12)"""
+    vision_layers: int = 11
+    """blocks of the ViT (released M3AE: 11 of CLIP's 12)"""
+    language_layers: int = 12
+    """layers of RoBERTa (12)"""
+    cross_layers: int = 6
+    """blocks of the cross-modal encoder (6)"""
+    text_length: int = 32
+    """tokens of a text (32; MELINDA 128)"""
+    dropout: float = 0.1
+    """in RoBERTa and the cross-modal encoder (released M3AE: 0.1)"""
+    crop: float = 1.0
+    """least share of the image in a random crop (released M3AE: 0.9, on VQA-RAD 1, which is none)"""
+    backbone: Path | None = None
+    """released M3AE checkpoint"""
+    vision_folder: Path | None = None
+    """CLIP ViT in a folder of transformers"""
+    text_folder: Path | None = None
+    """RoBERTa in a folder of transformers; its tokenizer is used with --backbone, too"""
+    masked: float = 0.15
+    """share of the words masked in pre-training (M3AE: 0.15)"""
+    blank: float = 0.0
+    """share of the captions whose words are all masked, so that the image alone must tell them (M3AE: 0)"""
+    mismatched: float = 0.5
+    """share of the pre-training pairs with another image (M3AE: 0.5)"""
+    pretrain_steps: int = 25000
+    """updates of the stand-in backbone"""
+    pretrain_lr: float = 1e-4
+    """its largest learning rate"""
+    lr: float = 1e-4
+    """learning rate of head and adapters (paper: 1e-4)"""
+    head_lr: float = 1e-4
+    """learning rate where the head alone is trained (paper: 1e-4)"""
+    full_lr: float = 5e-6
+    """learning rate of the backbone in full fine-tuning (released M3AE: 5e-6)"""
+    full_head_factor: float = 50.0
+    """times that for the head (released M3AE: 50, MELINDA 10)"""
+    full_cross_factor: float = 5.0
+    """times that for the cross-modal encoder (released M3AE: 5)"""
+    weight_decay: float = 0.01
+    """of AdamW; none on biases and layer norms (released M3AE: 0.01)"""
+    warmup: float = 0.1
+    """share of the updates in which the learning rate rises; it falls linearly after that (released M3AE: 0.1)"""
+    epochs: int = 50
+    """passes over the training questions (released M3AE: VQA-RAD 50, SLAKE 15, VQA-Med-19 10, MELINDA 20)"""
+    steps: int = 0
+    """instead of epochs, a number of updates; 0 for epochs"""
+    select: Literal["last", "best"] = "best"
+    """weights that are evaluated: the last, or those of the epoch with the best validation accuracy"""
+
+
+SMALL = {
+    "answers": "train", "image_size": 48, "patch": 16, "width": 64, "heads": 4, "vision_layers": 2,
+    "language_layers": 1, "cross_layers": 2, "text_length": 24, "dropout": 0.0, "bottleneck": 8, "fusion_heads": 2,
+    "masked": 0.4, "blank": 0.5, "mismatched": 0.3, "batch_size": 16, "select": "last", "pretrain_lr": 2e-3,
+    "lr": 5e-3, "head_lr": 2e-2, "full_lr": 5e-4, "full_head_factor": 2.0, "full_cross_factor": 1.0,
+}  # fmt: skip
+PROFILES = {
+    "smoke": {
+        **SMALL, "image_size": 16, "patch": 8, "width": 16, "heads": 2, "vision_layers": 1, "language_layers": 1,
+        "cross_layers": 1, "bottleneck": 4, "batch_size": 4, "pretrain_steps": 3, "steps": 4,
+    },
+    "cpu": {**SMALL, "pretrain_steps": 300, "steps": 320},
+    "paper": {"batch_size": 64},
+}  # fmt: skip
+
+VARIANTS = {
+    "pretrain": {"stage": "pretrain"},
+    "text_only": {"use_image": False},
+    "head": {"tuning": "head", "fusion": False},
+    "vision": {"fusion": False, "places": ("vision",)},
+    "language": {"fusion": False, "places": ("language",)},
+    "cross": {"fusion": False, "places": ("cross",)},
+    "gen": {"fusion": False},
+    "full": {},
+    "ft": {"tuning": "full", "fusion": False},
+}
+
+
+def sizes_of(config: Config, vocabulary: int):
+    """Sizes of the backbone."""
+    from papers.m3ad.model import Sizes
+
+    if config.image_size % config.patch:
+        raise InputError(f"--image-size {config.image_size} is no multiple of --patch {config.patch}")
+    released = config.text_folder is not None
+    return Sizes(
+        config.image_size, config.patch, config.width, config.heads, config.vision_layers, config.language_layers,
+        config.cross_layers, vocabulary, 514 if released else config.text_length + 2, config.dropout,
+    )  # fmt: skip
+
+
+def build_model(config: Config, vocabulary):
+    """The network of a configuration, on the CPU, with the tuning's adapters in place."""
+    from papers.m3ad.model import M3AD, M3AE, Pretraining, prepare_tuning
+
+    backbone = M3AE(sizes_of(config, len(vocabulary)))
+    if config.stage == "pretrain":
+        return Pretraining(backbone)
+    model = M3AD(backbone, len(vocabulary.answers))
+    tune(config, model, prepare_tuning)
+    return model
+
+
+def tune(config: Config, model, prepare) -> None:
+    """Apply the tuning of a configuration."""
+    unknown = set(config.places) - {"vision", "language", "cross"}
+    if unknown or not config.places:
+        raise InputError(f"--places {' '.join(config.places)}: expected some of vision, language, cross")
+    if config.tuning == "adapters" and config.bottleneck % config.fusion_heads:
+        raise InputError(f"--bottleneck {config.bottleneck} is no multiple of --fusion-heads {config.fusion_heads}")
+    settings = (config.tuning, config.fusion, config.places, config.bottleneck, config.fusion_heads)
+    prepare(model, *settings, config.train_poolers)
+
+
+def parameter_groups(config: Config, model) -> list[dict]:
+    """Trained parameters with their learning rates; no weight decay on biases and layer norms (section 3.2)."""
+    groups: dict[tuple[float, float], list] = {}
+    adapters = {"head": config.head_lr, "adapters": config.lr}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if config.stage == "pretrain":
+            lr = config.pretrain_lr
+        elif config.tuning != "full":
+            lr = adapters[config.tuning]
+        else:
+            cross = any(part in name for part in ("text_", "image_", "type_embedding"))
+            factor = config.full_head_factor if name.startswith("head.") else config.full_cross_factor if cross else 1
+            lr = config.full_lr * factor
+        decay = config.weight_decay if parameter.dim() > 1 else 0.0
+        groups.setdefault((lr, decay), []).append(parameter)
+    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+
+
+def optimizer_and_schedule(config: Config, model, steps: int):
+    """AdamW with warm-up and linear decay (M9)."""
+    import torch
+
+    optimizer = torch.optim.AdamW(parameter_groups(config, model), lr=config.lr, betas=(0.9, 0.98), eps=1e-8)
+    warm = max(1, round(config.warmup * steps))
+
+    def factor(step: int) -> float:
+        return min((step + 1) / warm, max(0.0, (steps - step) / max(1, steps - warm)))
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+class Best:
+    """The task's tensors with the best validation accuracy so far; a checkpoint holds them beside the last ones."""
+
+    def __init__(self):
+        self.accuracy, self.state = -1.0, {}
+
+    def offer(self, accuracy: float, model) -> None:
+        from papers.m3ad.model import task_state
+
+        if accuracy > self.accuracy:
+            self.accuracy = accuracy
+            self.state = {name: value.cpu() for name, value in task_state(model).items()}
+
+    def state_dict(self) -> dict:
+        return {"accuracy": self.accuracy, "state": self.state}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.accuracy, self.state = state["accuracy"], state["state"]
+
+
+def train(config: Config) -> None:
+    """Run one stage; writes config.json, checkpoint.pt and log.csv to `config.out`."""
+    if config.stage == "pretrain":
+        pretrain(config)
+    else:
+        tune_for_task(config)
+
+
+def pretrain(config: Config) -> None:
+    """The stand-in backbone on captions; or, with `backbone` or folders, the released weights and no update."""
+    from papers.m3ad.backbone import load_folders, load_m3ae
+    from papers.m3ad.data import Captions, Images, find_layout, read_captions, split_captions, trim
+    from papers.m3ad.model import pretraining_loss
+    from papers.m3ad.vocabulary import Vocabulary
+    from shared import gpu
+
+    find_layout(config.data, config.layout)
+    released = any(path is not None for path in (config.backbone, config.vision_folder, config.text_folder))
+    if released and config.text_folder is None:
+        raise InputError("released weights need RoBERTa's tokenizer: give its folder as --text-folder")
+    captions = [] if released else read_captions(config.data, config.layout)
+    vocabulary = Vocabulary((caption.text for caption in captions), folder=config.text_folder)
+    training, _ = split_captions(captions)
+    images = Images([caption.image for caption in training], config.image_size)
+
+    run = gpu.Run(config, paper="m3ad")
+    network = build_model(config, vocabulary)
+    if released:
+        if config.backbone is not None:
+            load_m3ae(network.backbone, config.backbone)
+        else:
+            load_folders(network.backbone, config.vision_folder, config.text_folder)
+    model = run.prepare(network)
+    optimizer, schedule = optimizer_and_schedule(config, network, config.pretrain_steps)
+    run.restore(optimizer=optimizer, schedule=schedule, vocabulary=vocabulary)
+    if released:
+        run.save()
+        return
+    dataset = Captions(training, images, vocabulary, config.text_length, config.masked, config.blank, config.mismatched)
+    for _, batch in run.batches(dataset, config.pretrain_steps):
+        length = trim(batch["tokens"])
+        with run.autocast():
+            logits = model(batch["image"], batch["tokens"][:, :length])
+        truth = (batch["labels"][:, :length], batch["matches"], batch["present"])
+        parts = pretraining_loss(*(part.float() for part in logits), *truth)
+        run.update(sum(parts), optimizer, schedule, clip=1.0, words=parts[0], matching=parts[1], content=parts[2])
+
+
+def load_backbone(path: Path | None) -> tuple[dict, dict, dict]:
+    """Weights of the backbone, vocabulary state and configuration out of a checkpoint of variant `pretrain`.
+
+    Raises:
+        InputError: no path, or a checkpoint of another stage.
+    """
+    from shared.gpu import load_checkpoint
+
+    if path is None:
+        raise InputError("tuning starts from a backbone: give the checkpoint of variant 'pretrain' as --init")
+    content = load_checkpoint(path, "m3ad")
+    if content["config"]["stage"] != "pretrain":
+        raise InputError(f"{path}: variant '{content['config']['variant']}' is tuned; expected one of 'pretrain'")
+    prefix = "backbone."
+    weights = {key.removeprefix(prefix): v for key, v in content["models"][0].items() if key.startswith(prefix)}
+    return weights, content["objects"]["vocabulary"], content["config"]
+
+
+def tune_for_task(config: Config) -> None:
+    """Tune for a task (M9, M10) from the backbone `config.init`."""
+    import torch.nn.functional as F
+
+    from papers.m3ad.data import Images, Questions, answer_list, find_layout, read_questions, trim
+    from papers.m3ad.eval import accuracy_of
+    from papers.m3ad.model import M3AD, M3AE, answer_loss, prepare_tuning
+    from papers.m3ad.vocabulary import Vocabulary
+    from shared import gpu
+
+    layout, _ = find_layout(config.data, config.layout)
+    parts = read_questions(config.data, config.layout)
+    shown = [q.image for split in ("train", "val") for q in parts[split]] if config.use_image else []
+    images = Images(shown, config.image_size)
+    weights, words, source = load_backbone(config.init)
+    if config.text_folder is None and source["text_folder"] is not None:
+        config.text_folder = Path(source["text_folder"])
+    vocabulary = Vocabulary(folder=config.text_folder)
+    vocabulary.load_state_dict({"words": words["words"], "answers": answer_list(parts, config.answers)})
+    used = [q for q in parts["train"] if q.answer in set(vocabulary.answers)]
+    data = (images, vocabulary, config.text_length)
+    dataset = Questions(used, *data, config.crop, config.use_image)
+    validation = Questions(parts["val"], *data, use_image=config.use_image) if config.select == "best" else None
+    per_epoch = max(1, len(dataset) // config.batch_size)
+    steps = config.steps or config.epochs * per_epoch
+
+    run = gpu.Run(config, paper="m3ad")
+    backbone = M3AE(sizes_of(config, len(vocabulary)))
+    try:
+        backbone.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"{config.init}: its backbone has other sizes than this configuration") from error
+    network = M3AD(backbone, len(vocabulary.answers))
+    tune(config, network, prepare_tuning)
+    model = run.prepare(network)
+    optimizer, schedule = optimizer_and_schedule(config, network, steps)
+    best = Best()
+    run.restore(optimizer=optimizer, schedule=schedule, vocabulary=vocabulary, best=best)
+
+    criterion = F.cross_entropy if layout == "melinda" else answer_loss
+    for step, batch in run.batches(dataset, steps):
+        with run.autocast():
+            logits = model(batch["image"], batch["tokens"][:, : trim(batch["tokens"])])
+        run.update(criterion(logits.float(), batch["answer"]), optimizer, schedule, clip=1.0)
+        if validation is not None and ((step + 1) % per_epoch == 0 or step + 1 == steps):
+            best.offer(accuracy_of(network, validation, run.device), network)
+            network.train()
+
+
+def main(argv: list[str] | None = None) -> None:
+    train_command(Config, PROFILES, VARIANTS, train, argv)
+
+
+if __name__ == "__main__":
+    main()

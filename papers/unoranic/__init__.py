@@ -1,0 +1,1 @@
+"""unORANIC: unsupervised orthogonalization of anatomy and image-characteristic features."""
