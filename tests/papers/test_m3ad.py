@@ -129,7 +129,7 @@ def test_fusion_adapter_against_loops():
             heads = []
             for h in range(2):
                 part = slice(2 * h, 2 * h + 2)
-                scores = [math.exp(q[n][part] @ k[m][part] / math.sqrt(2)) * allowed[m] for m in range(7)]
+                scores = [math.exp((q[n][part] @ k[m][part]).item() / math.sqrt(2)) * allowed[m] for m in range(7)]
                 heads.append(sum(s / sum(scores) * v[m][part] for m, s in enumerate(scores)))
             up = adapter.up(attention.out_proj(torch.cat(heads)))
             if n < 3:
