@@ -80,12 +80,23 @@ def result_path(slug: str, dataset: str, profile: str) -> Path:
 
 def results_of(slug: str) -> list[dict]:
     """All results of a paper in the ledger: the stand-in first, then real data by name."""
-    results = [json.loads(path.read_text("utf-8")) for path in sorted((RESULTS / slug).glob("*.json"))]
+    results = [read_result(path) for path in sorted((RESULTS / slug).glob("*.json"))]
     return sorted(results, key=lambda result: (not result["standin"], result["dataset"], result["profile"]))
 
 
+def read_result(path: Path) -> dict:
+    """A result that `write_result` wrote. Every row has every column of `result["columns"]`, None where it is empty."""
+    result = json.loads(Path(path).read_text("utf-8"))
+    for by_seed in result["results"].values():
+        for cases in by_seed.values():
+            for row in cases.values():
+                for column in result.get("columns", ()):
+                    row.setdefault(column, None)
+    return result
+
+
 def write_result(result: dict, path: Path) -> None:
-    """Write a result, atomically and with one test case per line, so that a diff can be read.
+    """Write a result, atomically and with one test case per line, so that a diff can be read. Empty cells are left out.
 
     Raises:
         ValueError: a smoke result on its way into the ledger.
@@ -93,12 +104,15 @@ def write_result(result: dict, path: Path) -> None:
     path = Path(path)
     if result["profile"] == "smoke" and RESULTS in path.resolve().parents:
         raise ValueError("a smoke run shows that the code runs, nothing else: it can't enter the ledger")
-    text = json.dumps({**result, "results": None}, indent=1)
+    tables = [cases for by_seed in result["results"].values() for cases in by_seed.values()]
+    columns = list(dict.fromkeys(column for cases in tables for row in cases.values() for column in row))
+    text = json.dumps({**result, "columns": columns, "results": None}, indent=1)
     lines = []
     for variant, by_seed in result["results"].items():
         seeds = []
         for seed, cases in by_seed.items():
-            rows = ",\n".join(f"    {json.dumps(case)}: {json.dumps(row)}" for case, row in cases.items())
+            filled = {case: {k: v for k, v in row.items() if v is not None} for case, row in cases.items()}
+            rows = ",\n".join(f"    {json.dumps(case)}: {json.dumps(row)}" for case, row in filled.items())
             seeds.append(f"   {json.dumps(seed)}: {{\n{rows}\n   }}")
         lines.append(f"  {json.dumps(variant)}: {{\n" + ",\n".join(seeds) + "\n  }")
     text = text.replace('"results": null', '"results": {\n' + ",\n".join(lines) + "\n }")

@@ -541,7 +541,7 @@ def main_one(slug: str, options: Options) -> bool:
         if not path.exists():
             failures.append(f"nothing to compare with: {relative(path)} is not in the ledger")
         else:
-            recorded = json.loads(path.read_text("utf-8"))
+            recorded = ledger.read_result(path)
             failures += differences(result, recorded, options.tolerance)
             for name, verdict in recorded["verdicts"].items():
                 now = result["verdicts"].get(name, {}).get("verdict")

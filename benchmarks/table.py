@@ -4,7 +4,6 @@ python -m benchmarks.table           write them
 python -m benchmarks.table --check   fail if one differs from the ledger, or a result is older than its code
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -272,7 +271,7 @@ def main() -> None:
             print(problem)
         sys.exit(1 if found else 0)
     if "--result" in sys.argv[1:]:
-        result = json.loads(Path(sys.argv[sys.argv.index("--result") + 1]).read_text("utf-8"))
+        result = ledger.read_result(Path(sys.argv[sys.argv.index("--result") + 1]))
         print(f"## {result['slug']}\n\n{section(ledger.load_paper(result['slug']), result)}")
         return
     write_all()

@@ -102,6 +102,14 @@ def test_a_smoke_result_can_not_enter_the_ledger(scaffold):
         ledger.write_result(result, ledger.result_path("cdinet", "standin", "smoke"))
 
 
+def test_empty_cells_are_not_written_and_come_back_as_none(tmp_path):
+    rows = {"a": {"dice": 0.5, "auc": None}, "b": {"dice": None, "auc": 0.25}}
+    result = {"profile": "cpu", "results": {"full": {"0": rows}, "input": {"0": {"a": {"dice": None, "auc": None}}}}}
+    ledger.write_result(result, tmp_path / "result.json")
+    assert "null" not in (tmp_path / "result.json").read_text("utf-8")
+    assert ledger.read_result(tmp_path / "result.json")["results"] == result["results"]
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["--paper", "nothing"], "there is no paper 'nothing'"),
     (["--profile", "huge"], "there is no profile 'huge'"),
