@@ -69,7 +69,7 @@ SMALL = {
 }  # fmt: skip
 PROFILES = {
     "smoke": {**SMALL, "dims": (8, 16, 32), "image_size": 32, "batch_size": 2, "steps": 4},
-    "cpu": {**SMALL, "dims": (24, 48, 96), "image_size": 96, "batch_size": 4, "steps": 200},
+    "cpu": {**SMALL, "dims": (24, 48, 96), "image_size": 96, "batch_size": 4, "steps": 170},
     "paper": {"batch_size": 24},
 }  # fmt: skip
 
