@@ -18,6 +18,9 @@ all runs. So one seed gives no verdict, unless the claim says `deterministic = t
 Verdicts: *reproduced* if the whole 95 % interval is on the predicted side of zero, *not reproduced* if it
 is on the other side, *inconclusive* otherwise. A claim of several contrasts is reproduced if all are, not
 reproduced if one is contradicted. No correction for several contrasts is needed for that: all must hold.
+
+A claim that beats a baseline is cheap where the baseline does not work. `requires` of a claim names *controls*,
+claims on the baseline alone: unless all of them are reproduced, "reproduced" becomes "inconclusive".
 """
 
 from dataclasses import dataclass
@@ -217,3 +220,30 @@ def check(claim: dict, results: dict, better: str) -> dict:
             "evidence": evidence,
         }
     return {"verdict": combine([row[2] for row in rows]), "evidence": evidence}
+
+
+def check_all(paper: dict, dataset: str, results: dict) -> dict[str, dict]:
+    """Verdicts on all claims of a paper that speak about a data set, with their controls applied.
+
+    Args:
+        paper: a paper.toml, as `ledger.load_paper` gives it.
+        dataset: name of the data set in the ledger.
+        results: variant -> seed -> case -> column -> value.
+
+    Returns:
+        id of the claim -> what `check` says. A claim that is reproduced while one of its controls (`requires`) is not
+        becomes inconclusive and says why; other verdicts stay.
+    """
+    better = {metric["column"]: metric["better"] for metric in paper["metric"]}
+    claims = claims_for(paper, dataset)
+    alone = {claim["id"]: check(claim, results, better[claim["metric"]]) for claim in claims}
+    verdicts = {}
+    for claim in claims:
+        verdict = alone[claim["id"]]
+        controls = {name: alone.get(name, {"verdict": "not checked"})["verdict"] for name in claim.get("requires", [])}
+        failed = [f"{name} is {found}" for name, found in controls.items() if found != REPRODUCED]
+        if failed and verdict["verdict"] == REPRODUCED:
+            reason = f"holds, but says little: its control {', '.join(failed)}"
+            verdict = {"verdict": INCONCLUSIVE, "reason": reason, "evidence": verdict["evidence"]}
+        verdicts[claim["id"]] = verdict
+    return verdicts

@@ -404,10 +404,9 @@ def reproduce(slug: str, options: Options) -> tuple[dict, list[str]]:
     if drawn:
         failures.append(drawn)
 
-    from benchmarks.claims import check, claims_for
+    from benchmarks.claims import check_all
 
-    better = {metric["column"]: metric["better"] for metric in paper["metric"]}
-    verdicts = {claim["id"]: check(claim, results, better[claim["metric"]]) for claim in claims_for(paper, dataset)}
+    verdicts = check_all(paper, dataset, results)
     result = {
         "slug": slug,
         "dataset": dataset,

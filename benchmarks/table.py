@@ -240,7 +240,7 @@ def problems() -> list[str]:
     Only the stand-in's `cpu` result must be as new as the code, since anyone can make it anew in minutes. A
     result on real data or on a GPU that is older is marked so in its table.
     """
-    from benchmarks.claims import check
+    from benchmarks.claims import check_all
 
     found = []
     for path, text in all_tables().items():
@@ -248,7 +248,6 @@ def problems() -> list[str]:
             found.append(f"{path.relative_to(ledger.ROOT)} differs from the ledger: run `make table`")
     for slug in ledger.slugs():
         paper = ledger.load_paper(slug)
-        better = {metric["column"]: metric["better"] for metric in paper["metric"]}
         code = ledger.digest_of_paper(slug)
         for result in ledger.results_of(slug):
             name = f"{slug}, {result['dataset']}, {result['profile']}"
@@ -256,11 +255,10 @@ def problems() -> list[str]:
                 found.append(f"{name}: a smoke result is in the ledger")
             if result["code"] != code and result["standin"] and result["profile"] == "cpu":
                 found.append(f"{name}: the result is older than the code, run `make reproduce ... RECORD=1`")
-            for claim in claims_for(paper, result["dataset"]):
-                now = check(claim, result["results"], better[claim["metric"]])["verdict"]
-                then = result["verdicts"].get(claim["id"], {}).get("verdict")
+            for claim, verdict in check_all(paper, result["dataset"], result["results"]).items():
+                now, then = verdict["verdict"], result["verdicts"].get(claim, {}).get("verdict")
                 if now != then:
-                    found.append(f"{name}: {claim['id']} is recorded as {then}, its numbers say {now}")
+                    found.append(f"{name}: {claim} is recorded as {then}, its numbers say {now}")
     return found
 
 

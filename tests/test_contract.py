@@ -95,6 +95,11 @@ def test_paper_toml(slug):
         assert claim["kind"] in claims.KINDS and claim["text"] and claim["reported"]
         assert claim["metric"] in metrics, f"{claim['id']}: no metric {claim['metric']}"
         assert set(claims.variants_of(claim)) <= set(variants), claim
+        controls = [other for other in paper["claim"] if other["id"] in claim.get("requires", [])]
+        assert len(controls) == len(claim.get("requires", [])), f"{claim['id']}: requires a claim that is not there"
+        for control in controls:
+            assert not control.get("requires"), f"{claim['id']}: its control {control['id']} needs a control itself"
+            assert control.get("datasets") == claim.get("datasets"), f"{claim['id']} and its control differ in datasets"
     default = set(paper["profiles"]["cpu"].get("variants", variants))
     for claim in paper["claim"]:
         if "datasets" not in claim or "standin" in claim["datasets"]:

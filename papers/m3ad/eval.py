@@ -8,6 +8,7 @@ python -m papers.m3ad.eval export --checkpoint RUN/checkpoint.pt --output task.p
 """
 
 import csv
+from collections import Counter
 from pathlib import Path
 
 from shared.cli import commands, config_from_dict
@@ -15,8 +16,8 @@ from shared.errors import InputError
 
 # What metrics.csv has in every row; cells are empty where a row has no such value.
 COLUMNS = (
-    "accuracy_pct", "unseen_answer_pct", "masked_word_pct", "params_pct", "params_error_points", "fusion_pct",
-    "memory_pct",
+    "accuracy_pct", "above_prior_points", "unseen_answer_pct", "masked_word_pct", "params_pct", "params_error_points",
+    "fusion_pct", "memory_pct",
 )  # fmt: skip
 AT_ONCE = 64
 AUDITED = ("head", "vision", "language", "cross", "gen", "full", "ft")
@@ -86,10 +87,11 @@ def test_questions(data: Path, config, vocabulary):
 def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> None:
     """Write metrics.csv: a row per test question, and rows of the audit.
 
-    A question's row has `accuracy_pct`, 0 or 100, and `unseen_answer_pct`, 100 where no training question has its
-    answer. The rows `audit VQA-RAD` and so on have the share of trained parameters at the paper's sizes, and
-    `memory` the memory at the run's own. A backbone has a row per held-out caption instead:
-    `masked_word_pct`, how many of its masked words are found.
+    A question's row has `accuracy_pct`, 0 or 100, `above_prior_points`, that minus the 0 or 100 of the answer that
+    `prior_answers` guesses, and `unseen_answer_pct`, 100 where no training question has its answer. The rows
+    `audit VQA-RAD` and so on have the share of trained parameters at the paper's sizes, and `memory` the memory at
+    the run's own. A backbone has a row per held-out caption instead: `masked_word_pct`, how many of its masked words
+    are found.
 
     Args:
         data: the data set.
@@ -107,13 +109,15 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> N
         dataset, parts = test_questions(data, config, vocabulary)
         right = probabilities(model, dataset, where).argmax(1) == dataset.answers
         seen = {question.answer for question in parts["train"]}
+        guesses = prior_answers(parts["train"], dataset.questions)
         rows = [
             {
                 "case": question.case,
                 "accuracy_pct": 100.0 * bool(hit),
+                "above_prior_points": 100.0 * bool(hit) - 100.0 * (guess == question.answer),
                 "unseen_answer_pct": 100.0 * (question.answer not in seen),
             }
-            for question, hit in zip(dataset.questions, right)
+            for question, guess, hit in zip(dataset.questions, guesses, right)
         ]
         rows += audit_rows(config, model, len(vocabulary))
 
@@ -124,6 +128,18 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> N
             writer.writerows(rows)
 
     write_atomically(Path(out) / "metrics.csv", write)
+
+
+def prior_answers(training: list, questions: list) -> list[str]:
+    """The most frequent answer to each question's words among training questions, or of all where its words are new.
+
+    What a guess without image or training reaches; on equal counts the answer that came first in the data.
+    """
+    overall = Counter(question.answer for question in training)
+    by_text: dict[str, Counter] = {}
+    for question in training:
+        by_text.setdefault(question.text.lower(), Counter())[question.answer] += 1
+    return [by_text.get(question.text.lower(), overall).most_common(1)[0][0] for question in questions]
 
 
 def masked_words(data: Path, model, config, vocabulary, device) -> list[dict]:

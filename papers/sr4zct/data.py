@@ -7,6 +7,7 @@ is (Z, X), a sagittal one (Z, Y).
 import json
 import math
 import warnings
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -212,14 +213,18 @@ def random_crop(pair: tuple[Tensor, Tensor], side: int) -> tuple[Tensor, Tensor]
     return tuple(image[top : top + side, left : left + side] for image in pair)
 
 
-class Pairs(Dataset):
+class Pairs(Dataset, ABC):
     """Training pairs: dictionaries of "input" and "target", (1, H, W) in HU. The blurred axis is the vertical one."""
 
     crop = 0
 
+    @abstractmethod
     def pair(self, index: int) -> tuple[Tensor, Tensor]:
         """Input and target, (H, W) each, whole."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of pairs."""
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         degraded, target = random_crop(self.pair(index), self.crop)

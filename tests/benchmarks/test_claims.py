@@ -9,6 +9,7 @@ from benchmarks.claims import (
     NOT_REPRODUCED,
     REPRODUCED,
     check,
+    check_all,
     claims_for,
     combine,
     crossed_interval,
@@ -159,3 +160,31 @@ def test_claims_speak_about_data_sets():
     paper = {"claim": [{"id": "A"}, {"id": "B", "datasets": ["retina*"]}]}
     assert [claim["id"] for claim in claims_for(paper, "standin")] == ["A"]
     assert [claim["id"] for claim in claims_for(paper, "retina56")] == ["A", "B"]
+
+
+@pytest.mark.parametrize(
+    "control, proposed, expected",
+    [(2.0, 1.0, REPRODUCED), (3.0, 1.0, INCONCLUSIVE), (4.0, 1.0, INCONCLUSIVE), (4.0, 5.0, NOT_REPRODUCED)],
+)
+def test_a_dead_baseline_is_no_proof(control, proposed, expected):
+    """The baseline must beat the input (3.0); failing that, beating the baseline is inconclusive, never softer."""
+    tables = clear(np.random.default_rng(9), proposed=proposed, baseline=control, input=3.0)
+    paper = {
+        "metric": [{"column": "error", "better": "lower"}],
+        "claim": [
+            {"id": "C0", "kind": "order", "metric": "error", "variants": ["baseline", "input"]},
+            {"id": "C1", "kind": "order", "metric": "error", "variants": ["proposed", "baseline"], "requires": ["C0"]},
+            {"id": "C2", "kind": "order", "metric": "error", "variants": ["input", "proposed"], "datasets": ["real"]},
+        ],
+    }
+    found = check_all(paper, "standin", tables)
+    assert list(found) == ["C0", "C1"] and found["C1"]["verdict"] == expected
+    assert found["C1"]["evidence"] and ("control C0 is" in found["C1"].get("reason", "")) == (expected == INCONCLUSIVE)
+    assert found["C0"] == check(paper["claim"][0], tables, "lower")
+
+
+def test_a_control_that_is_not_checked_does_not_count():
+    tables = clear(np.random.default_rng(10), a=1.0, b=2.0)
+    claim = {"id": "C1", "kind": "order", "metric": "error", "variants": ["a", "b"], "requires": ["C0"]}
+    paper = {"metric": [{"column": "error", "better": "lower"}], "claim": [claim]}
+    assert "C0 is not checked" in check_all(paper, "standin", tables)["C1"]["reason"]

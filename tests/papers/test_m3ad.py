@@ -605,3 +605,13 @@ def test_text_only_sees_no_image():
     ]
     items = data.Questions(questions, data.Images([], 8), words, 5, use_image=False)
     assert not items[0]["image"].any() and items[0]["answer"] == 1 and items[1]["answer"] == -1
+
+
+def test_prior_answers_are_the_majority_of_the_same_words():
+    def ask(text, answer=""):
+        return data.Question("open/0", Path("none"), text, answer)
+
+    training = [ask("Which side?", answer) for answer in ("left", "right", "right")]
+    training += [ask("Is there fluid?", answer) for answer in ("yes", "yes", "yes", "no")]
+    questions = [ask("which SIDE?"), ask("Is there fluid?"), ask("Never asked?")]
+    assert evaluation.prior_answers(training, questions) == ["right", "yes", "yes"]
