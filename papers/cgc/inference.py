@@ -49,7 +49,7 @@ def check_fits(model, case: Case) -> None:
             f"{case.image.shape[0]} ({', '.join(case.modalities)})"
         )
     trained = model.spacing_mm.tolist()
-    if any(not 0.7 < found / expected < 1.43 for found, expected in zip(case.spacing, trained)):
+    if any(not 0.7 < now / then < 1.43 for now, then in zip(case.spacing, trained)):
         raise InputError(
             f"{case.original.path}: the spacing is {_mm(case.spacing)} mm (z, y, x) and the network was trained at "
             f"{_mm(trained)} mm; resample the scan first (shared.nifti.resample_to_spacing)"
