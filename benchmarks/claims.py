@@ -159,7 +159,7 @@ def paired(results: dict, variants: list[str], metric: str, cases: str = "*") ->
 
     Raises:
         KeyError: a variant has no results.
-        ValueError: the variants share no seed or no case.
+        ValueError: the variants share no seed or no case, or a case has no such metric (a result made before it).
     """
     seeds = sorted(set.intersection(*(set(results[name]) for name in variants)), key=int)
     if not seeds:
@@ -168,6 +168,8 @@ def paired(results: dict, variants: list[str], metric: str, cases: str = "*") ->
     shared = sorted(case for case in set.intersection(*map(set, tables)) if fnmatch(case, cases))
     if not shared:
         raise ValueError(f"the variants {variants} share no test case '{cases}'")
+    if any(metric not in table[case] for table in tables for case in shared):
+        raise ValueError(f"made before the metric {metric} was")
     return {
         name: np.array([[results[name][seed][case][metric] for case in shared] for seed in seeds], dtype=float)
         for name in variants

@@ -2,6 +2,7 @@
 
 python -m benchmarks.table           write them
 python -m benchmarks.table --check   fail if one differs from the ledger, or a result is older than its code
+python -m benchmarks.table --verdicts   check all claims again on the ledger's numbers, after a change of claims
 """
 
 import sys
@@ -262,7 +263,22 @@ def problems() -> list[str]:
     return found
 
 
+def renew_verdicts() -> None:
+    """Check the claims of every paper.toml again on the numbers in the ledger; no number changes."""
+    from benchmarks.claims import check_all
+
+    for slug in ledger.slugs():
+        paper = ledger.load_paper(slug)
+        for result in ledger.results_of(slug):
+            verdicts = check_all(paper, result["dataset"], result["results"])
+            if verdicts != result["verdicts"]:
+                path = ledger.result_path(slug, result["dataset"], result["profile"])
+                ledger.write_result({**result, "verdicts": verdicts}, path)
+
+
 def main() -> None:
+    if "--verdicts" in sys.argv[1:]:
+        renew_verdicts()
     if "--check" in sys.argv[1:]:
         found = problems()
         for problem in found:

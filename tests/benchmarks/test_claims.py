@@ -188,3 +188,9 @@ def test_a_control_that_is_not_checked_does_not_count():
     claim = {"id": "C1", "kind": "order", "metric": "error", "variants": ["a", "b"], "requires": ["C0"]}
     paper = {"metric": [{"column": "error", "better": "lower"}], "claim": [claim]}
     assert "C0 is not checked" in check_all(paper, "standin", tables)["C1"]["reason"]
+
+
+def test_a_result_without_the_metric_is_inconclusive():
+    claim = {"id": "C", "kind": "order", "metric": "later", "variants": ["a", "b"]}
+    found = check(claim, clear(np.random.default_rng(11), a=1.0, b=2.0), "lower")
+    assert found["verdict"] == INCONCLUSIVE and "later" in found["reason"]
