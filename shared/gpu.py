@@ -41,6 +41,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from shared.cli import MAY_CHANGE_ON_RESUME, RunConfig, config_to_dict
 from shared.errors import InputError
+from shared.files import write_atomically
 
 
 class TrainingStopped(RuntimeError):
@@ -105,18 +106,6 @@ def to_device(batch, device: torch.device):
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------
-
-
-def write_atomically(path: Path, write) -> None:
-    """Call `write(temporary_path)` and rename the result to `path`; a failure leaves `path` as it was."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_checkpoint(path: Path, content: dict) -> None:

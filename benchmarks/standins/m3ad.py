@@ -1,7 +1,5 @@
 """Stand-in for VQA-RAD, for multi-modal adapters: simulated films and slices, questions that need image and text.
 
-    python -m benchmarks.standins.m3ad --out data/m3ad --size cpu --seed 0
-
 OUT/pretrain/captions.txt, images/                          image|caption, for the backbone
 OUT/vqa_rad/{trainset,valset,testset}.json, images/*.jpg    questions, as published
 
@@ -12,9 +10,6 @@ lack some of their words. No question is answered by its words alone: each has i
 """
 
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -281,25 +276,21 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
     from PIL import Image
 
     from shared.errors import InputError
+    from shared.files import complete_or_absent
 
-    out = Path(out)
     if size not in SETTINGS:
         raise InputError(f"unknown size {size!r}: choose one of {', '.join(SETTINGS)}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} already exists and isn't empty: choose another folder or remove it")
     setting = SETTINGS[size]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        (unfinished / "pretrain" / "images").mkdir(parents=True)
-        (unfinished / "vqa_rad" / "images").mkdir(parents=True)
+    with complete_or_absent(out) as folder:
+        (folder / "pretrain" / "images").mkdir(parents=True)
+        (folder / "vqa_rad" / "images").mkdir(parents=True)
         lines = []
         for number in range(setting.captions):
             rng = np.random.default_rng([seed, 0, number])
             picture = make_picture(rng, setting.pixels, new=False)
-            Image.fromarray(picture.image).save(unfinished / f"pretrain/images/p{number:05d}.jpg", quality=92)
+            Image.fromarray(picture.image).save(folder / f"pretrain/images/p{number:05d}.jpg", quality=92)
             lines.append(f"p{number:05d}.jpg|{caption(picture, rng)}")
-        (unfinished / "pretrain" / "captions.txt").write_text("\n".join(lines) + "\n", "utf-8")
+        (folder / "pretrain" / "captions.txt").write_text("\n".join(lines) + "\n", "utf-8")
         number = qid = 0
         for part, count in zip(("trainset", "valset", "testset"), setting.images):
             entries = []
@@ -307,7 +298,7 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
                 rng = np.random.default_rng([seed, 1, number])
                 picture = make_picture(rng, setting.pixels, new=True)
                 name = f"synpic{number:05d}.jpg"
-                Image.fromarray(picture.image).save(unfinished / "vqa_rad" / "images" / name, quality=92)
+                Image.fromarray(picture.image).save(folder / "vqa_rad" / "images" / name, quality=92)
                 possible = questions_about(picture)
                 for k in sorted(rng.permutation(len(possible))[: setting.questions]):
                     kind, question, answer = possible[k]
@@ -316,35 +307,7 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
                     qid += 1
                 number += 1
             text = json.dumps(entries, indent=1)
-            (unfinished / "vqa_rad" / f"{part}.json").write_text(text, "utf-8")
+            (folder / "vqa_rad" / f"{part}.json").write_text(text, "utf-8")
         note = "Simulated images, captions and questions in the layout of VQA-RAD; no patient is in it.\n"
-        (unfinished / "STANDIN.txt").write_text(f"{note}seed {seed}, size {size}\n", "utf-8")
-        unfinished.chmod(0o755)  # mkdtemp makes it private
-        if out.exists():
-            out.rmdir()
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return out
-
-
-def main() -> None:
-    import tyro
-
-    from shared.cli import run_main
-
-    def write(out: Path, seed: int = 0, size: Size = "cpu") -> None:
-        """Writes a stand-in for VQA-RAD with captions for the backbone.
-
-        Args:
-            out: folder to create.
-            seed: of everything random.
-            size: smoke, cpu or paper.
-        """
-        print(generate(out, seed, size))
-
-    run_main(lambda: tyro.cli(write))
-
-
-if __name__ == "__main__":
-    main()
+        (folder / "STANDIN.txt").write_text(f"{note}seed {seed}, size {size}\n", "utf-8")
+    return Path(out)

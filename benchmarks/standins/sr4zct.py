@@ -1,13 +1,10 @@
 """Stand-in for the lung CTs of SR4ZCT: thin-slice volumes in the layout of MSD Task06_Lung, and a routine scan.
 
-    python -m benchmarks.standins.sr4zct --out data/sr4zct --size cpu
-
 imagesTr/lung_*.nii.gz hold chests (`chest_ct`) with thin slices. routine/chest.nii.gz is what a user has: 5 mm slices
 every 2.5 mm, with the thickness in a .json beside it, as dcm2niix writes it.
 """
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -53,13 +50,11 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
     from papers.sr4zct.scaling import SliceGeometry, box_matrix, multiply_along
     from shared import nifti
     from shared.errors import InputError
+    from shared.files import complete_or_absent
 
     if size not in SETTINGS:
         raise InputError(f"unknown size '{size}': choose one of {', '.join(SETTINGS)}")
     setting = SETTINGS[size]
-    out = Path(out)
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
     origin = [c - (n - 1) / 2 * setting.voxel_mm for n, c in zip(setting.shape, setting.centre_mm)]
 
     def affine(voxel: tuple[float, float, float]) -> np.ndarray:
@@ -69,43 +64,21 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
         matrix[:3, 3] = corner * (-1, -1, 1)
         return matrix
 
-    for number, name in enumerate(setting.names):
-        rng = np.random.default_rng([seed, number])
-        hu = chest_ct(rng, setting.shape, setting.voxel_mm, setting.centre_mm)
-        nifti.save(unfinished / "imagesTr" / f"{name}.nii.gz", hu, affine=affine((setting.voxel_mm,) * 3))
-    rng = np.random.default_rng([seed, len(NAMES)])
-    thick = torch.from_numpy(chest_ct(rng, setting.shape, setting.voxel_mm, setting.centre_mm).astype(np.float32))
-    in_plane = SliceGeometry(setting.voxel_mm, ROUTINE["pixel"], 0.0)
-    slices = SliceGeometry(setting.voxel_mm, ROUTINE["thickness"], ROUTINE["overlap"])
-    for axis, geometry in enumerate((in_plane, in_plane, slices)):
-        thick = multiply_along(box_matrix(thick.shape[axis], geometry), thick, axis)
-    matrix = affine((ROUTINE["pixel"], ROUTINE["pixel"], ROUTINE["thickness"]))  # centre of the first slice
-    matrix[2, 2] = slices.spacing
-    path = unfinished / "routine" / "chest.nii.gz"
-    nifti.save(path, thick.round().numpy().astype(np.int16), affine=matrix)
-    sidecar = {"Modality": "CT", "SliceThickness": slices.thickness, "SpacingBetweenSlices": slices.spacing}
-    path.with_name("chest.json").write_text(json.dumps(sidecar, indent=1) + "\n", "utf-8")
-    unfinished.rename(out)
-    return out
-
-
-def main() -> None:
-    import tyro
-
-    from shared.cli import run_main
-
-    def write(out: Path, seed: int = 0, size: Size = "cpu") -> None:
-        """Write stand-in data for SR4ZCT.
-
-        Args:
-            out: folder to create.
-            seed: of everything random.
-            size: smoke, cpu or paper.
-        """
-        print(generate(out, seed, size))
-
-    run_main(lambda: tyro.cli(write))
-
-
-if __name__ == "__main__":
-    main()
+    with complete_or_absent(out) as folder:
+        for number, name in enumerate(setting.names):
+            rng = np.random.default_rng([seed, number])
+            hu = chest_ct(rng, setting.shape, setting.voxel_mm, setting.centre_mm)
+            nifti.save(folder / "imagesTr" / f"{name}.nii.gz", hu, affine=affine((setting.voxel_mm,) * 3))
+        rng = np.random.default_rng([seed, len(NAMES)])
+        thick = torch.from_numpy(chest_ct(rng, setting.shape, setting.voxel_mm, setting.centre_mm).astype(np.float32))
+        in_plane = SliceGeometry(setting.voxel_mm, ROUTINE["pixel"], 0.0)
+        slices = SliceGeometry(setting.voxel_mm, ROUTINE["thickness"], ROUTINE["overlap"])
+        for axis, geometry in enumerate((in_plane, in_plane, slices)):
+            thick = multiply_along(box_matrix(thick.shape[axis], geometry), thick, axis)
+        matrix = affine((ROUTINE["pixel"], ROUTINE["pixel"], ROUTINE["thickness"]))  # centre of the first slice
+        matrix[2, 2] = slices.spacing
+        path = folder / "routine" / "chest.nii.gz"
+        nifti.save(path, thick.round().numpy().astype(np.int16), affine=matrix)
+        sidecar = {"Modality": "CT", "SliceThickness": slices.thickness, "SpacingBetweenSlices": slices.spacing}
+        path.with_name("chest.json").write_text(json.dumps(sidecar, indent=1) + "\n", "utf-8")
+    return Path(out)

@@ -1,6 +1,5 @@
 """Stand-in data for unORANIC: chest films and blood cells in the layout of MedMNIST, 28 x 28 pixels."""
 
-import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from benchmarks.standins.blood_smear import CLASSES, make_blood_cell
 from benchmarks.standins.pneumonia_film import make_chest_film
+from shared.files import complete_or_absent
 
 # Images in train, val and test of each data set.
 SIZES = {
@@ -46,14 +46,10 @@ def generate(out: Path, seed: int = 0, size: Literal["smoke", "cpu", "blood", "p
         seed: of everything random.
         size: smoke (24 training images of each), cpu (960 films), blood (960 cells) or paper (as MedMNIST has).
     """
-    out = Path(out)
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    for name, counts in SIZES[size].items():
-        arrays = {}
-        for number, (split, count) in enumerate(zip(("train", "val", "test"), counts)):
-            arrays[f"{split}_images"], arrays[f"{split}_labels"] = make_split(name, number, count, seed)
-        np.savez_compressed(unfinished / f"{name}mnist.npz", **arrays)
-    unfinished.rename(out)
-    return out
+    with complete_or_absent(out) as folder:
+        for name, counts in SIZES[size].items():
+            arrays = {}
+            for number, (split, count) in enumerate(zip(("train", "val", "test"), counts)):
+                arrays[f"{split}_images"], arrays[f"{split}_labels"] = make_split(name, number, count, seed)
+            np.savez_compressed(folder / f"{name}mnist.npz", **arrays)
+    return Path(out)

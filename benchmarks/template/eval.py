@@ -4,7 +4,6 @@ python -m papers.template.eval evaluate --data DATA --checkpoint RUN/checkpoint.
 python -m papers.template.eval apply --checkpoint RUN/checkpoint.pt --input case.npz --output clean.npy
 """
 
-import csv
 from pathlib import Path
 
 from shared.cli import commands, config_from_dict
@@ -38,7 +37,8 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> N
     import torch
 
     from papers.template.data import TemplateDataset
-    from shared.gpu import choose_device, write_atomically
+    from shared.files import write_csv
+    from shared.gpu import choose_device
     from shared.metrics import psnr
 
     where = choose_device(device)
@@ -50,13 +50,7 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> N
             value = psnr(prediction, item["clean"][None], data_range=1.0).item()
             rows.append({"case": item["case"], "psnr": value})
 
-    def write(path: Path) -> None:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(Path(out) / "metrics.csv", write)
+    write_csv(Path(out) / "metrics.csv", rows)
 
 
 def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", case: int = 0) -> None:
@@ -69,14 +63,11 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
         device: auto, cpu, cuda, ...
         case: number of the test case.
     """
-    import matplotlib
     import torch
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     from papers.template.data import TemplateDataset
-    from shared.gpu import choose_device, write_atomically
+    from shared.figures import pyplot, save_figure
+    from shared.gpu import choose_device
 
     where = choose_device(device)
     item = TemplateDataset(data, "test")[case]
@@ -86,14 +77,13 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
         with torch.no_grad():
             columns[config.variant] = model(item["noisy"][None].to(where)).cpu()[0, 0]
     columns["truth"] = item["clean"][0]
-    figure, axes = plt.subplots(1, len(columns), figsize=(2.2 * len(columns), 2.4))
+    figure, axes = pyplot().subplots(1, len(columns), figsize=(2.2 * len(columns), 2.4))
     for axis, (name, image) in zip(axes, columns.items()):
         axis.imshow(image, cmap="gray", vmin=0, vmax=1)
         axis.set_title(name, fontsize=9)
         axis.axis("off")
     figure.tight_layout()
-    write_atomically(Path(out), lambda path: figure.savefig(path, dpi=90, format="png"))
-    plt.close(figure)
+    save_figure(figure, out)
 
 
 def apply(checkpoint: Path, input: Path, output: Path, device: str = "auto") -> None:

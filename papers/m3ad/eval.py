@@ -7,7 +7,6 @@ python -m papers.m3ad.eval apply --checkpoint RUN/checkpoint.pt --input film.png
 python -m papers.m3ad.eval export --checkpoint RUN/checkpoint.pt --output task.pt
 """
 
-import csv
 from collections import Counter
 from pathlib import Path
 
@@ -99,7 +98,8 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> N
         out: folder for metrics.csv.
         device: auto, cpu, cuda, ...
     """
-    from shared.gpu import choose_device, write_atomically
+    from shared.files import write_csv
+    from shared.gpu import choose_device
 
     where = choose_device(device)
     model, config, vocabulary = load_model(checkpoint, where)
@@ -121,13 +121,7 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> N
         ]
         rows += audit_rows(config, model, len(vocabulary))
 
-    def write(path: Path) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["case", *COLUMNS], restval="")
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(Path(out) / "metrics.csv", write)
+    write_csv(Path(out) / "metrics.csv", rows, ["case", *COLUMNS])
 
 
 def prior_answers(training: list, questions: list) -> list[str]:
@@ -236,7 +230,7 @@ def audit(out: Path | None = None, batch: int = 64) -> None:
     for row in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
     if out is not None:
-        from shared.gpu import write_atomically
+        from shared.files import write_atomically
 
         write_atomically(Path(out), lambda path: path.write_text(text + "\n", "utf-8"))
 
@@ -264,24 +258,6 @@ def audit_table(batch: int = 64, variants: tuple[str, ...] = AUDITED) -> list[li
 
 
 # --- pictures --------------------------------------------------------------------------------------------
-
-
-def pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def save_figure(figure, out: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    from shared.gpu import write_atomically
-
-    write_atomically(Path(out), lambda path: figure.savefig(path, dpi=100, format="png"))
-    plt.close(figure)
 
 
 def chosen_questions(questions, shown: int = 4, offset: int = 0) -> list[int]:
@@ -314,6 +290,7 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
 
     from papers.m3ad.audit import count
     from papers.m3ad.data import read_image
+    from shared.figures import pyplot, save_figure
     from shared.gpu import choose_device
 
     where = choose_device(device)
@@ -392,7 +369,8 @@ def apply(
 
     from papers.m3ad.data import normalise, read_image
     from papers.m3ad.model import load_task_state
-    from shared.gpu import choose_device, load_checkpoint, write_atomically
+    from shared.files import write_csv
+    from shared.gpu import choose_device, load_checkpoint
 
     if not str(output).endswith(".csv"):
         raise InputError(f"{output}: the output is a table, its name must end in .csv")
@@ -419,16 +397,11 @@ def apply(
         scores = model(image[None].to(where), tokens.to(where))[0].float().sigmoid().cpu()
     best = scores.topk(min(top, len(scores)))
 
-    def write(path: Path) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["rank", "answer", "score"])
-            for rank, (score, number) in enumerate(zip(best.values.tolist(), best.indices.tolist()), 1):
-                writer.writerow([rank, vocabulary.answers[number], f"{score:.4f}"])
-
-    write_atomically(Path(output), write)
-    for score, number in zip(best.values.tolist(), best.indices.tolist()):
-        print(f"{score:.3f}  {vocabulary.answers[number]}")
+    found = [(vocabulary.answers[number], score) for score, number in zip(best.values.tolist(), best.indices.tolist())]
+    rows = [{"rank": rank, "answer": answer, "score": f"{score:.4f}"} for rank, (answer, score) in enumerate(found, 1)]
+    write_csv(Path(output), rows)
+    for answer, score in found:
+        print(f"{score:.3f}  {answer}")
     if figure is not None:
         draw_attention(input, attention.weights[0, :, 0].mean(0).cpu(), question, figure)
 
@@ -436,6 +409,7 @@ def apply(
 def draw_attention(image: Path, weights, question: str, out: Path) -> None:
     """The image with the attention (V,) that the text's first token pays to its patches; without the class token."""
     from papers.m3ad.data import read_image
+    from shared.figures import pyplot, save_figure
 
     side = round((len(weights) - 1) ** 0.5)
     plt = pyplot()

@@ -6,7 +6,6 @@ python -m papers.sr4zct.eval panel --data DATA --checkpoints A/checkpoint.pt B/c
 python -m papers.sr4zct.eval heatmap --runs runs/sr4zct/standin-cpu --out heatmap.png
 """
 
-import csv
 import math
 import tempfile
 import warnings
@@ -79,7 +78,8 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> N
     from papers.sr4zct.model import enhance_images, enhance_volume
     from papers.sr4zct.scaling import upscale
     from papers.sr4zct.train import settings_of
-    from shared.gpu import choose_device, write_atomically
+    from shared.files import write_csv
+    from shared.gpu import choose_device
 
     where = choose_device(device)
     networks, config = load_networks(checkpoint, where)
@@ -113,13 +113,7 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> N
                     rows.append({"case": f"{label}/{view}/{name}/{position:03d}", **values, "slope": ""})
     rows += slopes(rows)
 
-    def write(path: Path) -> None:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(Path(out) / "metrics.csv", write)
+    write_csv(Path(out) / "metrics.csv", rows)
 
 
 def slopes(rows: list[dict]) -> list[dict]:
@@ -157,17 +151,14 @@ def panel(
         case: number of the test volume.
         setting: thickness/overlap in pixels; default: the thickest that all checkpoints know.
     """
-    import matplotlib
     import torch
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
     from papers.sr4zct.data import parse_setting, read_thin_volume
     from papers.sr4zct.model import enhance_images
     from papers.sr4zct.scaling import upscale
     from papers.sr4zct.train import settings_of
-    from shared.gpu import choose_device, write_atomically
+    from shared.figures import pyplot, save_figure
+    from shared.gpu import choose_device
 
     where = choose_device(device)
     loaded = [load_networks(path, where) for path in checkpoints]
@@ -184,7 +175,8 @@ def panel(
     blurred = upscale(volume.acquire(geometry), geometry)
     height = min(blurred.shape[2], reference.shape[2])
     box = central_area(reference, geometry, height)
-    figure, axes = plt.subplots(4, len(checkpoints) + 2, figsize=(2.5 * (len(checkpoints) + 2), 8), squeeze=False)
+    size = (2.5 * (len(checkpoints) + 2), 8)
+    figure, axes = pyplot().subplots(4, len(checkpoints) + 2, figsize=size, squeeze=False)
     for number, view in enumerate(VIEWS):
         across = box[1] if view == "cor" else box[0]
         middle = (across.start + across.stop) // 2
@@ -206,8 +198,7 @@ def panel(
         axis.axis("off")
     figure.suptitle(f"{name}: coronal, its error (±200 HU), sagittal, its error", fontsize=9)
     figure.tight_layout(pad=0.3, rect=(0, 0, 1, 0.98))
-    write_atomically(Path(out), lambda path: figure.savefig(path, dpi=90, format="png"))
-    plt.close(figure)
+    save_figure(figure, out)
 
 
 def heatmap(runs: Path, out: Path, view: str = "cor") -> None:
@@ -220,14 +211,12 @@ def heatmap(runs: Path, out: Path, view: str = "cor") -> None:
         out: a .png file.
         view: cor, sag.
     """
-    import matplotlib
+    import csv
+
     import numpy as np
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     from papers.sr4zct.train import ERRORS, wrong_model
-    from shared.gpu import write_atomically
+    from shared.figures import pyplot, save_figure
 
     cells = np.full((len(ERRORS), len(ERRORS)), np.nan)
     for i, thickness in enumerate(ERRORS):
@@ -241,7 +230,7 @@ def heatmap(runs: Path, out: Path, view: str = "cor") -> None:
             cells[i, j] = np.mean(values) if values else np.nan
     if np.isnan(cells).all():
         raise InputError(f"{runs}: expected VARIANT/seed*/metrics.csv with cases 5-2.5/{view}/..., found none")
-    figure, axis = plt.subplots(figsize=(4.4, 3.8))
+    figure, axis = pyplot().subplots(figsize=(4.4, 3.8))
     shown = axis.imshow(cells, cmap="viridis")
     for (i, j), value in np.ndenumerate(cells):
         if np.isfinite(value):
@@ -252,8 +241,7 @@ def heatmap(runs: Path, out: Path, view: str = "cor") -> None:
     axis.set_ylabel("modelled thickness [mm] (true: 5)")
     figure.colorbar(shown, label="PSNR [dB]")
     figure.tight_layout()
-    write_atomically(Path(out), lambda path: figure.savefig(path, dpi=110, format="png"))
-    plt.close(figure)
+    save_figure(figure, out, dpi=110)
 
 
 def apply(

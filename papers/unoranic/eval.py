@@ -6,7 +6,6 @@ python -m papers.unoranic.eval robustness --data DATA --checkpoints A/checkpoint
 python -m papers.unoranic.eval apply --checkpoint RUN/checkpoint.pt --input film.png --output out/restored.png
 """
 
-import csv
 from pathlib import Path
 
 from shared.cli import commands, config_from_dict
@@ -267,7 +266,8 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> N
         device: auto, cpu, cuda, ...
     """
     from papers.unoranic.scores import block_means
-    from shared.gpu import choose_device, write_atomically
+    from shared.files import write_csv
+    from shared.gpu import choose_device
 
     rows = []
     for name, method in methods_of(data, checkpoint, choose_device(device)).items():
@@ -277,13 +277,7 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> N
             cells = {key: values[key][block].item() if key in values else "" for key in columns()}
             rows.append({"case": f"{name}/{block:02d}", **cells})
 
-    def write(path: Path) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(Path(out) / "metrics.csv", write)
+    write_csv(Path(out) / "metrics.csv", rows)
 
 
 # --- pictures --------------------------------------------------------------------------------------------
@@ -298,16 +292,6 @@ TITLES = {
     "full": "unORANIC",
 }
 SHOWN = ("solarize", "inversion", "colour_jitter", "gaussian_noise", "motion_blur")
-
-
-def save_figure(figure, out: Path) -> None:
-    """As PNG, atomically."""
-    import matplotlib.pyplot as plt
-
-    from shared.gpu import write_atomically
-
-    write_atomically(Path(out), lambda path: figure.savefig(path, dpi=90, format="png"))
-    plt.close(figure)
 
 
 def draw_image(axis, image, title: str = "") -> None:
@@ -332,13 +316,10 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
         device: auto, cpu, cuda, ...
         case: number of the test image.
     """
-    import matplotlib
     import numpy as np
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     from papers.unoranic.corruptions import CORRUPTIONS
+    from shared.figures import pyplot, save_figure
     from shared.gpu import choose_device
 
     where = choose_device(device)
@@ -350,7 +331,7 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
     titles = [TITLES[found[next(iter(tables))].config.variant] for found in methods]
     heads = ["clean I", "corrupted S", *titles, "faithful Ŝ", "Ŝ - restored"]
     rows, width = len(SHOWN) * len(tables), 1.25 * len(heads)
-    figure = plt.figure(figsize=(width + 0.8, 1.3 * rows + 3.2), layout="constrained")
+    figure = pyplot().figure(figsize=(width + 0.8, 1.3 * rows + 3.2), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[1.3 * rows, 3.2])
     axes = top.subplots(rows, len(heads), squeeze=False)
     below = bottom.subplots(1, len(tables), squeeze=False)[0]
@@ -393,19 +374,16 @@ def robustness(data: Path, checkpoints: list[Path], out: Path, device: str = "au
         device: auto, cpu, cuda, ...
         dataset: name of the data set; empty is the last one in alphabetic order.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     from papers.unoranic.common_corruptions import COMMON_CORRUPTIONS, SEVERITIES
     from papers.unoranic.scores import auc_values
-    from shared.gpu import choose_device, write_atomically
+    from shared.figures import pyplot, save_figure
+    from shared.files import write_atomically
+    from shared.gpu import choose_device
 
     where, lines = choose_device(device), ["variant,corruption,severity,auc"]
     columns = 5
     rows = -(-len(COMMON_CORRUPTIONS) // columns)
-    figure, axes = plt.subplots(
+    figure, axes = pyplot().subplots(
         rows, columns, figsize=(2.4 * columns, 2.1 * rows), sharex=True, sharey=True, layout="constrained"
     )
     for checkpoint in checkpoints:
@@ -572,12 +550,9 @@ def write_png(image, path: Path) -> None:
 
 def overview(images, restored, reconstruction, residual, path: Path) -> None:
     """The four pictures of `apply` side by side, enlarged."""
-    import matplotlib
+    from shared.figures import pyplot, save_figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 4, figsize=(10, 2.8), layout="constrained")
+    figure, axes = pyplot().subplots(1, 4, figsize=(10, 2.8), layout="constrained")
     titles = ("image S", "anatomy Î_A", "faithful Ŝ", "Ŝ - Î_A (grey: none)")
     for axis, picture, title in zip(axes, (images, restored, reconstruction, residual), titles):
         draw_image(axis, picture[0], title)
