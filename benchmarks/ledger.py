@@ -65,13 +65,14 @@ def paper_files(slug: str) -> list[Path]:
     return sorted((ROOT / "papers" / slug).glob("*.py"))
 
 
-def digest_of_paper(slug: str) -> str:
-    """Digest of everything of its own that a paper's stand-in result depends on.
+def digest_of_paper(slug: str, standin: bool) -> str:
+    """Digest of everything of its own that a paper's result depends on: its code, and the simulator's if it is one on
+    the stand-in.
 
     `shared/` is left out: its behaviour is held fixed by its own tests against other libraries, and one
     line changed there would otherwise make the results of fifty papers look stale.
     """
-    return digest_of_code(paper_files(slug) + standin_files(slug))
+    return digest_of_code(paper_files(slug) + (standin_files(slug) if standin else []))
 
 
 def result_path(slug: str, dataset: str, profile: str) -> Path:

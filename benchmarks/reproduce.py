@@ -415,7 +415,7 @@ def reproduce(slug: str, options: Options) -> tuple[dict, list[str]]:
         "seeds": seeds,
         "overrides": overrides,
         "cases": max((len(table) for by_seed in results.values() for table in by_seed.values()), default=0),
-        "code": ledger.digest_of_paper(slug),
+        "code": ledger.digest_of_paper(slug, standin),
         "date": time.strftime("%Y-%m-%d"),
         "device": describe_device(options.device),
         "versions": versions(),
