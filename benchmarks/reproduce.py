@@ -252,17 +252,22 @@ def chosen_variants(paper: dict, options: Options) -> list[str]:
     return ordered
 
 
-def in_order(variants: list[str], needs: dict[str, str | None], seeds: int) -> list[tuple[int, str]]:
+def in_order(
+    variants: list[str], needs: dict[str, str | None], seeds: int, seconds: dict[str, float]
+) -> list[tuple[int, str]]:
     """(seed, variant) of all runs, so that no core idles: of all seeds, first what others wait for, last what waits.
 
-    >>> in_order(["initial", "nio", "full"], {"initial": None, "nio": "full", "full": None}, 2)
-    [(0, 'full'), (1, 'full'), (0, 'initial'), (1, 'initial'), (0, 'nio'), (1, 'nio')]
+    Among equals the longest first, by the `seconds` of an earlier result; those without come before all others.
+
+    >>> needs = {"initial": None, "random": None, "nio": "full", "full": None}
+    >>> in_order(["initial", "random", "nio", "full"], needs, 1, {"initial": 1.0, "random": 50.0})
+    [(0, 'full'), (0, 'random'), (0, 'initial'), (0, 'nio')]
     """
     needed = set(needs.values())
 
-    def rank(name: str) -> tuple[int, bool]:
+    def rank(name: str) -> tuple[int, bool, float]:
         waits_for = 1 + rank(needs[name])[0] if needs[name] else 0
-        return waits_for, name not in needed
+        return waits_for, name not in needed, -seconds.get(name, math.inf)
 
     return [(seed, name) for name in sorted(variants, key=rank) for seed in range(seeds)]
 
@@ -327,10 +332,11 @@ def reproduce(slug: str, options: Options) -> tuple[dict, list[str]]:
     dataset = options.name or ("standin" if standin else options.data.resolve().name)
     root = ledger.ROOT / "runs" / slug / f"{dataset}-{options.profile}"
 
-    minutes = plan.get("minutes")
+    minutes, seconds = plan.get("minutes"), {}
     recorded = ledger.result_path(slug, dataset, options.profile)
     if recorded.exists():
-        minutes = json.loads(recorded.read_text("utf-8"))["minutes"]
+        before = json.loads(recorded.read_text("utf-8"))
+        minutes, seconds = before["minutes"], before["seconds_per_run"]
     say(f"\n{paper['name']}: {paper['title']}")
     say(f"           data set {dataset}, profile {options.profile}, {len(variants)} variants x {seeds} seeds")
     say(f"           variants: {', '.join(variants)}")
@@ -359,7 +365,7 @@ def reproduce(slug: str, options: Options) -> tuple[dict, list[str]]:
     needs = {variant["name"]: variant.get("needs") for variant in paper["variant"]}
     failures: list[str] = []
     measured: dict[tuple[int, str], dict] = {}
-    runs = in_order(variants, needs, seeds)
+    runs = in_order(variants, needs, seeds, seconds)
     with ThreadPoolExecutor(parallel) as pool:
         tasks: dict[tuple[int, str], Future] = {}
         free_rows = list(range(parallel))
