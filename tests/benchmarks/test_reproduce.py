@@ -1,5 +1,6 @@
 """The runner, on the scaffold paper: killed and started again, one variant failing, the ledger guarded."""
 
+import doctest
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import time
 
 import pytest
 
-from benchmarks import ledger
+from benchmarks import ledger, reproduce
 from benchmarks.reproduce import differences
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("scaffold")]
@@ -130,3 +131,7 @@ def test_differences_from_the_ledger():
     assert "full psnr: 10 against 21" in differences(result(10.0), result(21.0), 0.15)[0]
     assert "not in this run" in differences({"results": {}}, result(21.0), 0.15)[0]
     assert len(differences(result(None), result(21.0), 0.15)) == 1
+
+
+def test_examples_in_docstrings():
+    assert doctest.testmod(reproduce).failed == 0
