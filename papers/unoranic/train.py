@@ -75,7 +75,7 @@ PROFILES = {
         "resnet_width": 2, "resnet_steps": 2, "blocks": 2, "robustness": ("blood",),
     },
     "cpu": {
-        "width": 8, "latent": 64, "n_variants": 2, "batch_size": 32, "steps": 240, "lr_rise": 60, "lr_per": "batch",
+        "width": 8, "latent": 64, "n_variants": 2, "batch_size": 32, "steps": 200, "lr_rise": 50, "lr_per": "batch",
         "betas": (0.8, 0.99), "grey_start": True, "resnet_width": 8, "resnet_steps": 120,
     },
     "paper": {"workers": 8},
