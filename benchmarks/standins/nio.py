@@ -8,8 +8,7 @@ Written in the layout that the published sets have after the paper's preprocessi
 """
 
 import json
-import os
-import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,8 +16,10 @@ from typing import Literal
 import numpy as np
 
 from benchmarks.standins import brain, lung_motion
+from shared.files import complete_or_absent
 
 Size = Literal["smoke", "cpu", "paper"]
+THREADS = 4  # NumPy and SciPy let go of the interpreter while they work
 SPGR = brain.Sequence(tr_ms=600, te_ms=4)
 PHASES = {"T00": 1.0, "T10": 0.85, "T20": 0.6, "T50": 0.0}
 """Time points and how far each is from expiration to inspiration."""
@@ -108,7 +109,8 @@ def write_brains(out: Path, domain: str, setting: Setting, seed: int) -> int:
     counts = setting.oasis if domain == "oasis" else setting.lpba
     affine = brain.grid_affine(setting.shape, setting.spacing_mm)
     first_test = sum(counts[:2])
-    for k in range(sum(counts)):
+
+    def write(k: int) -> None:
         rng = np.random.default_rng([seed, 1 if domain == "oasis" else 2, k])
         person = subject(rng, domain, outlier=k > first_test and (k - first_test) % 4 == 1)
         if domain == "oasis":
@@ -119,6 +121,10 @@ def write_brains(out: Path, domain: str, setting: Setting, seed: int) -> int:
             names = tuple(f"S{k + 1:02d}.delineation.{part}" for part in ("skullstripped", "structure.label"))
         nifti.save(folder / f"{names[0]}.nii.gz", scan(rng, person, domain, setting), affine=affine)
         nifti.save(folder / f"{names[1]}.nii.gz", structures(person, domain, setting), affine=affine)
+
+    brain.anatomy()  # once, before the threads ask for it
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(write, range(sum(counts))))
     return sum(counts)
 
 
@@ -130,8 +136,8 @@ def write_lungs(out: Path, setting: Setting, seed: int) -> int:
     first = -np.array(spacing) * (np.array(size) - 1) / 2 + (0, 0, 10)  # position of the first voxel
     # Descents as different as those of the ten patients; the last one breathes deepest.
     strokes = np.linspace(14, 42, setting.lungs)
-    table = {}
-    for number in range(1, setting.lungs + 1):
+
+    def write(number: int) -> None:
         rng = np.random.default_rng([seed, 3, number])
         chest = lung_motion.make_chest(rng, generations=5, stroke_mm=float(strokes[number - 1]))
         pack = out / "dirlab" / f"Case{number}Pack"
@@ -148,7 +154,11 @@ def write_lungs(out: Path, setting: Setting, seed: int) -> int:
         for phase, points in (("T00", inspired), ("T50", expired)):
             index = (points.T - first) / spacing + 1
             np.savetxt(pack / "ExtremePhases" / f"Case{number}_300_{phase}_xyz.txt", index, fmt="%.3f", delimiter="\t")
-        table[number] = {"size": size, "spacing_mm": spacing}
+
+    numbers = range(1, setting.lungs + 1)
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(write, numbers))
+    table = {number: {"size": size, "spacing_mm": spacing} for number in numbers}
     (out / "dirlab" / "geometry.json").write_text(json.dumps(table, indent=1) + "\n", "utf-8")
     return setting.lungs
 
@@ -164,50 +174,21 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> dict:
     Returns:
         note on what was made, also in `standin.json`.
     """
-    out, setting = Path(out), SETTINGS[size]
-    working = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(working, ignore_errors=True)
-    try:
-        working.mkdir(parents=True)
+    setting = SETTINGS[size]
+    with complete_or_absent(out) as folder:
         note = {
             "name": "Simulated brains of two domains on MNI152 anatomy, and breathing lungs",
             "stands_in_for": "OASIS (neurite), LPBA40 and DIR-Lab 4D-CT",
             "seed": seed,
             "size": size,
-            "oasis": write_brains(working, "oasis", setting, seed),
-            "lpba": write_brains(working, "lpba", setting, seed),
-            "lungs": write_lungs(working, setting, seed),
+            "oasis": write_brains(folder, "oasis", setting, seed),
+            "lpba": write_brains(folder, "lpba", setting, seed),
+            "lungs": write_lungs(folder, setting, seed),
             "cannot_show": [
                 "the shift between the real scanners and populations",
                 "absolute Dice of fine cortical structures, and times on a GPU",
                 "lungs with disease, and the doubt of those who set landmarks",
             ],
         }
-        (working / "standin.json").write_text(json.dumps(note, indent=2) + "\n", "utf-8")
-        shutil.rmtree(out, ignore_errors=True)
-        working.rename(out)
-    finally:
-        shutil.rmtree(working, ignore_errors=True)
+        (folder / "standin.json").write_text(json.dumps(note, indent=2) + "\n", "utf-8")
     return note
-
-
-def main() -> None:
-    import tyro
-
-    from shared.cli import run_main
-
-    def write(out: Path, seed: int = 0, size: Size = "cpu") -> None:
-        """Writes a stand-in data set for NIO.
-
-        Args:
-            out: folder to create.
-            seed: of everything random.
-            size: smoke (seconds), cpu (the default profile) or paper (the paper's grid).
-        """
-        print(generate(out, seed, size))
-
-    run_main(lambda: tyro.cli(write))
-
-
-if __name__ == "__main__":
-    main()

@@ -119,7 +119,7 @@ def optimise_weights(
     generator = torch.Generator().manual_seed(objective.seed)
     for levels, count in enumerate(iterations, 1):
         parameters = [p for p in network.parameters() if p.requires_grad]
-        optimizer, plateau = torch.optim.Adam(parameters, lr=lr), _Plateau(objective.patience)
+        optimizer, plateau = torch.optim.Adam(parameters, lr=lr, fused=True), _Plateau(objective.patience)
         for _ in range(count):
             now_moving, now_fixed, now_mask = moving, fixed, mask
             if objective.affine_sd:

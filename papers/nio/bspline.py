@@ -27,7 +27,7 @@ def register_bspline(
         spacing_mm: voxel size.
         knots: spans of the grid along the longest axis.
         bins: of the joint histogram, along each axis.
-        sampled: share of the voxels that the histogram is made of, on a regular grid.
+        sampled: share of the voxels that the histogram is made of, on a jittered regular grid.
         iterations: of L-BFGS-B at each resolution.
 
     Example:
@@ -53,7 +53,7 @@ def register_bspline(
     method.SetMetricAsMattesMutualInformation(numberOfHistogramBins=bins)
     if sampled < 1:
         method.SetMetricSamplingStrategy(method.REGULAR)
-        method.SetMetricSamplingPercentage(sampled)
+        method.SetMetricSamplingPercentage(sampled, seed=1)  # the grid is jittered, by default from the clock
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsLBFGSB(
         gradientConvergenceTolerance=1e-8,

@@ -233,7 +233,9 @@ def train(config: Config) -> None:
             networks[source] = build_model(config)
             # Levels are trained one after another, so each is prepared alone.
             wrapped[source] = LapIRN.from_levels([run.prepare(level) for level in networks[source].levels])
-    optimizers = {name: torch.optim.Adam(network.parameters(), lr=config.lr) for name, network in networks.items()}
+    optimizers = {
+        name: torch.optim.Adam(network.parameters(), lr=config.lr, fused=True) for name, network in networks.items()
+    }
     best = {name: Best() for name in networks if not name.startswith("lung")}
     objects = {f"optimizer_{name}": item for name, item in optimizers.items()}
     run.restore(**objects, **{f"best_{name}": item for name, item in best.items()})
