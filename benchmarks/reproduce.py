@@ -438,9 +438,13 @@ def reproduce(slug: str, options: Options) -> tuple[dict, list[str]]:
 
 
 def draw_panel(slug: str, paper: dict, root: Path, data: Path, device: str, steps: Steps) -> str | None:
-    """Draw panel.png from the first seed's checkpoints, if they changed; returns what went wrong, if anything."""
-    checkpoints = [root / name / "seed0" / "checkpoint.pt" for name in paper["panel"]]
-    if not all(path.exists() for path in checkpoints):
+    """Draw panel.png from the first seed's checkpoints, if they changed; returns what went wrong, if anything.
+
+    It shows those of the paper's choice of variants (`panel`) that were run, or is left out if it needs the others.
+    """
+    every = [root / name / "seed0" / "checkpoint.pt" for name in paper["panel"]]
+    checkpoints = [path for path in every if path.exists()]
+    if not checkpoints:
         return None
     code = ledger.digest_of_code(ledger.paper_files(slug))
     digest = code + "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in checkpoints)
@@ -450,6 +454,10 @@ def draw_panel(slug: str, paper: dict, root: Path, data: Path, device: str, step
         try:
             steps.run(f"papers.{slug}.eval", "panel", arguments, root)
         except (RuntimeError, InputError) as error:
+            if len(checkpoints) < len(every):
+                (root / "panel.png").unlink(missing_ok=True)
+                say(f"picture    none, for it needs more variants: {error}")
+                return None
             return f"panel: {error}"
         marker.write_text(json.dumps({"digest": digest}), "utf-8")
     say(f"picture    {relative(root / 'panel.png')}")

@@ -93,6 +93,7 @@ def test_one_variant_fails_and_the_others_go_on(scaffold, undisturbed):
     assert "shallow, seed 0: FAILED" in done.stdout and "failed: shallow" in done.stdout
     assert set(result_of(scaffold)["results"]) == {"input", "full"}
     assert "not run: shallow" in done.stdout
+    assert "picture    " in done.stdout, "the panel shows the variants that are there"
 
 
 def test_a_smoke_result_can_not_enter_the_ledger(scaffold):
