@@ -26,6 +26,12 @@ def load_paper(slug: str) -> dict:
         return tomllib.load(file)
 
 
+def verdicts_on_paper(paper: dict, result: dict) -> dict[str, str]:
+    """Claim -> verdict, without the controls: claims that others name in `requires`."""
+    controls = {name for claim in paper["claim"] for name in claim.get("requires", [])}
+    return {name: found["verdict"] for name, found in result["verdicts"].items() if name not in controls}
+
+
 def _without_docstrings(tree: ast.AST) -> ast.AST:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)

@@ -142,9 +142,8 @@ def for_terminal(paper: dict, result: dict) -> str:
     return "\n".join(lines)
 
 
-def verdict_counts(result: dict) -> str:
-    verdicts = [verdict["verdict"] for verdict in result["verdicts"].values()]
-    return f"{verdicts.count(REPRODUCED)} of {len(verdicts)}"
+def verdict_counts(verdicts: dict[str, str]) -> str:
+    return f"{list(verdicts.values()).count(REPRODUCED)} of {len(verdicts)}"
 
 
 def compact() -> str:
@@ -166,10 +165,11 @@ def compact() -> str:
             if metrics:
                 unit = f" {metrics[0]['unit']}" if metrics[0].get("unit") else ""
                 headline = f"{metrics[0]['label']}{unit} {value_cell(paper, result, proposed, metrics[0])}"
-            verdicts = ", ".join(f"{key} {value['verdict']}" for key, value in result["verdicts"].items())
+            found = ledger.verdicts_on_paper(paper, result)
+            verdicts = ", ".join(f"{name} {verdict}" for name, verdict in found.items())
             lines.append(
                 f"| {link} | {paper['task']} | {dataset_name(result)} | {headline} "
-                f"| {verdict_counts(result)}: {verdicts} | {result['profile']}, {duration(result)} |"
+                f"| {verdict_counts(found)}: {verdicts} | {result['profile']}, {duration(result)} |"
             )
         if not rows:
             lines.append(f"| {link} | {paper['task']} | – | – | not run | – |")

@@ -71,7 +71,7 @@ class Config(RunConfig):
 
 PROFILES = {
     "smoke": {"folds": 2, "batch_size": 2, "epochs": 4, "selected": 8, "precision": "float32"},
-    "cpu": {"batch_size": 10, "epochs": 150, "precision": "float32"},
+    "cpu": {"batch_size": 10, "epochs": 130, "precision": "float32"},
     "paper": {"batch_size": 10, "precision": "float32"},
 }
 
