@@ -6,10 +6,8 @@ as fluid. Multiple sclerosis is a handful of small ovoids around the ventricles.
 preprocessing of the released code leaves: brains without skull, masks, lesion masks, and tables of the splits.
 """
 
-import csv
 import json
-import os
-import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,8 +16,10 @@ import numpy as np
 
 from benchmarks.standins import brain
 from benchmarks.standins.brain import Brain
+from shared.files import complete_or_absent, write_csv
 
 Size = Literal["smoke", "cpu", "paper"]
+THREADS = 4  # NumPy and SciPy let go of the interpreter while they work
 
 RELAXATION = {
     **brain.RELAXATION,
@@ -163,9 +163,7 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> dict:
     """
     from shared import nifti
 
-    out, setting = Path(out), SETTINGS[size]
-    working = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(working, ignore_errors=True)
+    setting = SETTINGS[size]
     affine = brain.grid_affine(setting.shape, setting.spacing_mm)
     groups = [
         ("IXI_train_fold0", "Train/ixi", "IXI", "healthy", setting.train),
@@ -175,25 +173,25 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> dict:
         ("MSLUB_val", "Test/MSLUB", "MSLUB", "sclerosis", setting.sclerosis[0]),
         ("MSLUB_test", "Test/MSLUB", "MSLUB", "sclerosis", setting.sclerosis[1]),
     ]
-    try:
-        (working / "splits").mkdir(parents=True)
-        numbers: dict[str, int] = {}
+    brain.anatomy()  # once, before the threads ask for it
+    numbers: dict[str, int] = {}
+    with complete_or_absent(out) as root, ThreadPoolExecutor(THREADS) as pool:
         for group, (table, folder, prefix, kind, count) in enumerate(groups):
-            rows = []
-            for k in range(count):
-                numbers[prefix] = number = numbers.get(prefix, 0) + 1
-                name = f"{prefix}{number:03d}"
+
+            def write(k: int, group=group, folder=folder, prefix=prefix, kind=kind) -> dict:
+                name = f"{prefix}{numbers.get(prefix, 0) + k + 1:03d}"
                 case = make_case(np.random.default_rng([seed, group, k]), kind, setting)
-                paths = {}
-                for part in ("t2", "mask") if kind == "healthy" else ("t2", "mask", "seg"):
-                    paths[part] = f"{folder}/{part}/{name}_{part}.nii.gz"
-                    nifti.save(working / paths[part], case[part], affine=affine)
-                label = 0 if kind == "healthy" else 1
-                rows.append([name, f"{case['age']:.0f}", label, paths["t2"], paths["mask"], paths.get("seg", "")])
-            with (working / "splits" / f"{table}.csv").open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(["img_name", "age", "label", "img_path", "mask_path", "seg_path"])
-                writer.writerows(rows)
+                row = {"img_name": name, "age": f"{case['age']:.0f}", "label": int(kind != "healthy")}
+                for part, column in (("t2", "img_path"), ("mask", "mask_path"), ("seg", "seg_path")):
+                    row[column] = f"{folder}/{part}/{name}_{part}.nii.gz"
+                    if part == "seg" and kind == "healthy":
+                        row[column] = ""
+                    else:
+                        nifti.save(root / row[column], case[part], affine=affine)
+                return row
+
+            write_csv(root / "splits" / f"{table}.csv", list(pool.map(write, range(count))))
+            numbers[prefix] = numbers.get(prefix, 0) + count
         note = {
             "name": "Simulated T2-weighted brains on MNI152 anatomy",
             "stands_in_for": "IXI (healthy), BraTS21 (glioma) and MSLUB (multiple sclerosis), preprocessed",
@@ -207,31 +205,5 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> dict:
                 "faults of brain extraction and registration",
             ],
         }
-        (working / "standin.json").write_text(json.dumps(note, indent=2) + "\n", "utf-8")
-        shutil.rmtree(out, ignore_errors=True)
-        working.rename(out)
-    finally:
-        shutil.rmtree(working, ignore_errors=True)
+        (root / "standin.json").write_text(json.dumps(note, indent=2) + "\n", "utf-8")
     return note
-
-
-def main() -> None:
-    import tyro
-
-    from shared.cli import run_main
-
-    def write(out: Path, seed: int = 0, size: Size = "cpu") -> None:
-        """Writes a stand-in data set for mDDPM.
-
-        Args:
-            out: folder to create.
-            seed: of everything random.
-            size: smoke (seconds), cpu (the default profile) or paper (the paper's grid).
-        """
-        print(generate(out, seed, size))
-
-    run_main(lambda: tyro.cli(write))
-
-
-if __name__ == "__main__":
-    main()

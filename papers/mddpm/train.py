@@ -93,7 +93,7 @@ PROFILES = {
     },
     "cpu": {
         "width": 8, "multipliers": (1, 2, 2), "blocks": 1, "vae_widths": (16, 32, 64), "batch_size": 4,
-        "slices_per_volume": 6, "epochs": 9, "vae_epochs": 18, "lr": 5e-3, "vae_lr": 3e-3, "schedule": "onecycle",
+        "slices_per_volume": 6, "epochs": 8, "vae_epochs": 16, "lr": 5e-3, "vae_lr": 3e-3, "schedule": "onecycle",
         "validations": 3, "validation_slices": 48, "sides": (3, 13), "frequency_sides": (2, 10), "wavelength": 32.0,
         "curvature_flow": 0, "crop": (0, 0, 0), "downsample": (1, 1, 1), "erosions": 1, "median": 3, "smallest": 0,
     },
