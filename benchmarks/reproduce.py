@@ -188,6 +188,9 @@ def make_standin(slug: str, profile: str, steps: Steps) -> Path:
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     marker.unlink(missing_ok=True)
+    for left in folder.parent.glob(f".{folder.name}[.-]*"):  # by one that was killed
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
     say(f"data       making the stand-in {relative(folder)} ...")
     arguments = {"out": folder, "size": profile, "seed": 0}
     used = steps.run(f"benchmarks.standins.{slug}", "generate", arguments, folder.parent)

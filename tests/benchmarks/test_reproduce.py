@@ -96,6 +96,16 @@ def test_one_variant_fails_and_the_others_go_on(scaffold, undisturbed):
     assert "picture    " in done.stdout, "the panel shows the variants that are there"
 
 
+def test_what_a_killed_simulation_left_is_removed(scaffold, undisturbed):
+    data = scaffold / "data" / "scaffold"
+    shutil.rmtree(data / "standin-smoke")
+    for name in (".standin-smoke.123.unfinished", ".standin-smoke-abc", ".standin-cpu.123.unfinished"):
+        (data / name / "train").mkdir(parents=True)
+    assert run(scaffold, "--profile", "smoke").returncode == 0
+    folders = sorted(path.name for path in data.iterdir() if path.is_dir())
+    assert folders == [".standin-cpu.123.unfinished", "standin-smoke"]
+
+
 def test_a_smoke_result_can_not_enter_the_ledger(scaffold):
     done = run(scaffold, "--profile", "smoke", "--record")
     assert done.returncode == 2 and "smoke" in done.stderr
