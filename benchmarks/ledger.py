@@ -7,9 +7,10 @@ It also holds a digest of the code that produced it, which tells when a result h
 import ast
 import hashlib
 import json
-import os
 import tomllib
 from pathlib import Path
+
+from shared.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -124,10 +125,7 @@ def write_result(result: dict, path: Path) -> None:
         lines.append(f"  {json.dumps(variant)}: {{\n" + ",\n".join(seeds) + "\n  }")
     text = text.replace('"results": null', '"results": {\n' + ",\n".join(lines) + "\n }")
     json.loads(text)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text + "\n", "utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", "utf-8"))
 
 
 def mean_of(result: dict, variant: str, metric: str, cases: str = "*") -> tuple[float, float] | None:
