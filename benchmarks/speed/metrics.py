@@ -29,7 +29,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from shared import metrics
+from shared import metrics, similarity, surfaces
 
 SIZE = 128
 SPACING = (2.5, 0.8, 0.8)
@@ -93,31 +93,31 @@ def tasks(size: int = SIZE) -> dict[str, dict[str, Callable[[], object]]]:
     return {
         "Dice": {"ours": lambda: metrics.dice(*masks), **dice},
         "HD95": {
-            "ours": lambda: metrics.hd95(*masks, SPACING),
+            "ours": lambda: surfaces.hd95(*masks, SPACING),
             "monai": lambda: monai("compute_hausdorff_distance", percentile=95, **surface),
             "medpy": lambda: medpy("hd95"),
             "surface-distance": lambda: deepmind("compute_robust_hausdorff", 95),
         },
         "ASSD": {
-            "ours": lambda: metrics.assd(*masks, SPACING),
+            "ours": lambda: surfaces.assd(*masks, SPACING),
             "monai": lambda: monai("compute_average_surface_distance", symmetric=True, **surface),
             "medpy": lambda: medpy("assd"),
             "surface-distance": lambda: deepmind("compute_average_surface_distance"),
         },
         "NSD at 1 mm": {
-            "ours": lambda: metrics.nsd(*masks, SPACING, tolerance=1.0),
+            "ours": lambda: surfaces.nsd(*masks, SPACING, tolerance=1.0),
             "monai": lambda: monai("compute_surface_dice", class_thresholds=[1.0], **surface),
             "surface-distance": lambda: deepmind("compute_surface_dice_at_tolerance", 1.0),
         },
         "HD95 + ASSD + NSD": {
-            "ours": lambda: metrics.surface_metrics(*masks, SPACING, nsd_tolerance=1.0),
+            "ours": lambda: surfaces.surface_metrics(*masks, SPACING, nsd_tolerance=1.0),
         },
         "SSIM 3D, Gaussian": {
-            "ours": lambda: metrics.ssim(*images, data_range=1.0),
+            "ours": lambda: similarity.ssim(*images, data_range=1.0),
             "skimage": lambda: skimage(gaussian_weights=True, use_sample_covariance=False),
         },
         "SSIM 3D, uniform": {
-            "ours": lambda: metrics.ssim(*images, data_range=1.0, window="uniform"),
+            "ours": lambda: similarity.ssim(*images, data_range=1.0, window="uniform"),
             "skimage": lambda: skimage(),
         },
     }

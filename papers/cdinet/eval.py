@@ -55,7 +55,8 @@ def measure(prediction, truth) -> dict[str, float]:
 
     The data range is that of the true volume, maximum minus minimum; SSIM is 3D, uniform window of 7.
     """
-    from shared.metrics import nmae, nmse, psnr, ssim
+    from shared.metrics import nmae, nmse, psnr
+    from shared.similarity import ssim
 
     prediction, truth = prediction.double().cpu()[:, 0], truth.double().cpu()[:, 0]
     data_range = float(truth.max() - truth.min())

@@ -20,7 +20,8 @@ def score(prediction, truth, spacing: tuple[float, float, float]) -> dict[str, f
     """
     import math
 
-    from shared.metrics import assd, dice, sensitivity
+    from shared.metrics import dice, sensitivity
+    from shared.surfaces import assd
 
     diagonal = math.dist((0, 0, 0), [n * mm for n, mm in zip(truth.shape, spacing)])
     p, t = prediction[None], truth[None]

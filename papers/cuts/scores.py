@@ -66,7 +66,7 @@ def measure(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """Dice, Hausdorff distance (pixels), SSIM, ERGAS and RMSE of two masks (H, W) of at least 9 x 9 pixels."""
     import torch
 
-    from shared.metrics import ssim
+    from shared.similarity import ssim
 
     pair = [torch.from_numpy(mask.astype(np.float64))[None] for mask in (prediction, truth)]
     return {

@@ -67,7 +67,8 @@ def measure(mask, label) -> dict[str, float]:
 
     import torch
 
-    from shared.metrics import asd_from_distances, dice, hausdorff_from_distances, iou, surface_distances
+    from shared.metrics import dice, iou
+    from shared.surfaces import asd_from_distances, hausdorff_from_distances, surface_distances
 
     prediction, truth = (torch.from_numpy(x > 0)[None] for x in (mask, label))
     distances = surface_distances(prediction, truth, spacing=(1.0, 1.0, 1.0))

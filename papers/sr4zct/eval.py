@@ -52,7 +52,8 @@ def central_area(reference, geometry, rows: int):
 
 def measure(images, truth, data_range: float) -> list[dict[str, float]]:
     """PSNR in dB and SSIM of each image, (N, H, W) in HU."""
-    from shared.metrics import psnr, ssim
+    from shared.metrics import psnr
+    from shared.similarity import ssim
 
     images, truth = images.cpu(), truth.cpu()
     values = zip(

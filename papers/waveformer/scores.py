@@ -14,7 +14,8 @@ def transunet_scores(prediction: np.ndarray, truth: np.ndarray, labels: Sequence
     counts as Dice 1 and distance 0; one that the prediction lacks as Dice 0 and distance 0, also where the truth lacks
     it too.
     """
-    from shared.metrics import dice, hd95
+    from shared.metrics import dice
+    from shared.surfaces import hd95
 
     p, t = (torch.from_numpy(np.asarray(x, np.uint8))[None] for x in (prediction, truth))
     overlap = dice(p, t, labels)[0].tolist()
@@ -33,7 +34,8 @@ def plain_scores(
 
     NaN where neither has the label. Where only one has it, Dice is 0 and the distance the diagonal of the volume.
     """
-    from shared.metrics import dice, hd95
+    from shared.metrics import dice
+    from shared.surfaces import hd95
 
     p, t = (torch.from_numpy(np.asarray(x, np.uint8))[None] for x in (prediction, truth))
     diagonal = math.hypot(*(side * mm for side, mm in zip(truth.shape, spacing)))
