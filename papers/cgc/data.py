@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from shared import nifti
+from shared import nifti, resample
 from shared.errors import InputError
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")
@@ -53,7 +53,7 @@ class Case:
         whole = np.zeros(self.whole.shape[::-1], values.numpy().dtype)
         whole[self.box] = values.numpy()[tuple(slice(0, part.stop - part.start) for part in self.box)]
         ras = nifti.Image(whole.transpose(2, 1, 0), self.whole.affine, self.whole.header)
-        return nifti.restore_orientation(ras, self.original).data
+        return resample.restore_orientation(ras, self.original).data
 
 
 def find_cases(root: Path) -> list[Path]:
@@ -132,10 +132,10 @@ def read_case(files: dict[str, Path], name: str, least: tuple[int, int, int] = (
     """
     first = max(files, key=lambda modality: modality in ("flair", "ct"))
     original = nifti.load(files[first], ndim=3, dtype=np.float32)
-    whole = nifti.to_ras(original)
+    whole = resample.to_ras(original)
     volumes = {}
     for modality, path in files.items():
-        image = whole if modality == first else nifti.to_ras(nifti.load(path, ndim=3, dtype=np.float32))
+        image = whole if modality == first else resample.to_ras(nifti.load(path, ndim=3, dtype=np.float32))
         if image.shape != whole.shape or not np.allclose(image.affine, whole.affine, atol=1e-2):
             raise InputError(
                 f"{path}: the grid differs from that of {files[first]} ({image.shape} and {whole.shape} voxels); "
@@ -193,7 +193,7 @@ def read_lesion(folder: Path, case: Case) -> Tensor:
     """
     folder = Path(folder)
     path = folder / ("seg.nii.gz" if case.modalities == ("ct",) else f"{folder.name}_seg.nii.gz")
-    label = nifti.to_ras(nifti.load_labels(path, LABELS, ndim=3))
+    label = resample.to_ras(nifti.load_labels(path, LABELS, ndim=3))
     if label.shape != case.whole.shape:
         raise InputError(f"{path}: expected the grid of the image, {case.whole.shape}, found {label.shape}")
     cut = torch.from_numpy(np.ascontiguousarray(label.data.transpose(2, 1, 0)[case.box] > 0))

@@ -52,7 +52,7 @@ def check_fits(model, case: Case) -> None:
     if any(not 0.7 < now / then < 1.43 for now, then in zip(case.spacing, trained)):
         raise InputError(
             f"{case.original.path}: the spacing is {_mm(case.spacing)} mm (z, y, x) and the network was trained at "
-            f"{_mm(trained)} mm; resample the scan first (shared.nifti.resample_to_spacing)"
+            f"{_mm(trained)} mm; resample the scan first (shared.resample.resample_to_spacing)"
         )
 
 

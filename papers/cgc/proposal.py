@@ -14,7 +14,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from papers.cgc.data import Case
-from shared import nifti
+from shared import nifti, resample
 from shared.errors import InputError
 
 
@@ -133,7 +133,7 @@ def read_proposal(path: Path, case: Case) -> Tensor:
     Raises:
         InputError: the file is missing or broken, or its grid is not that of the image.
     """
-    image = nifti.to_ras(nifti.load(path, ndim=3))
+    image = resample.to_ras(nifti.load(path, ndim=3))
     if image.shape != case.whole.shape or not np.allclose(image.affine, case.whole.affine, atol=1e-2):
         raise InputError(f"{path}: expected a mask on the grid of {case.original.path}, {case.whole.shape} voxels")
     cut = torch.from_numpy(np.ascontiguousarray(image.data.transpose(2, 1, 0)[case.box] > 0))

@@ -193,7 +193,7 @@ def apply(checkpoint: Path, input: Path, output: Path, query_output: Path | None
     import numpy as np
 
     from papers.dkuxnet.data import read_scan
-    from shared import nifti
+    from shared import nifti, resample
     from shared.gpu import choose_device
 
     for path in (output, query_output):
@@ -215,14 +215,14 @@ def apply(checkpoint: Path, input: Path, output: Path, query_output: Path | None
     scan = nifti.load(input, ndim=3, dtype=np.float32)
     if scan.data.std() == 0:
         raise InputError(f"{input}: all voxels have the same value; expected a scan")
-    grid = nifti.resample_to_spacing(nifti.to_ras(scan), config.voxel_mm)
+    grid = resample.resample_to_spacing(resample.to_ras(scan), config.voxel_mm)
     image = (grid.data - grid.data.mean()) / grid.data.std()
     image = np.ascontiguousarray(image[::-1, ::-1], np.float32)  # RAS to the axes of the published volumes
     maps = predict(model, config, image, where, query_output is not None)
     for path, found in zip((output, query_output), maps):
         if path is not None:
             on_grid = nifti.make_image(np.ascontiguousarray(found[::-1, ::-1]), grid.affine, path)
-            nifti.save(path, nifti.resample_to(on_grid, scan, label=True).data, like=scan, dtype=np.uint8)
+            nifti.save(path, resample.resample_to(on_grid, scan, label=True).data, like=scan, dtype=np.uint8)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from papers.mddpm.masking import MaskingBlock
 from papers.mddpm.model import box_mask
 from papers.mddpm.noise import draw_noise
-from shared import nifti
+from shared import nifti, resample
 from shared.errors import InputError
 
 COLUMNS = ("img_name", "img_path", "mask_path", "seg_path")
@@ -105,7 +105,7 @@ def _regrid(image: nifti.Image, data: np.ndarray, preparation: Preparation, labe
         return regridded
     spacing = [size * factor for size, factor in zip(regridded.spacing, preparation.downsample)]
     flat = min(regridded.shape) < 4
-    return nifti.resample_to_spacing(
+    return resample.resample_to_spacing(
         regridded, spacing, label=label, interpolation="linear" if label or flat else "bspline"
     )
 

@@ -353,7 +353,7 @@ def apply(
     from papers.mddpm.data import prepare
     from papers.mddpm.detection import binarise
     from papers.mddpm.train import preparation
-    from shared import nifti
+    from shared import nifti, resample
     from shared.gpu import choose_device
 
     if not str(output).endswith((".nii", ".nii.gz")):
@@ -366,7 +366,7 @@ def apply(
 
     def native(data: np.ndarray):
         placed = nifti.make_image(data.astype(np.float32), volume.grid.affine)
-        return nifti.resample_to(placed, scan).data
+        return resample.resample_to(placed, scan).data
 
     score = native(score)
     low, high = np.percentile(scan.data[brain.data > 0], (1, 99))

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from shared import nifti
+from shared import nifti, resample
 from shared.errors import InputError
 
 FOLDERS = {"oasis": "oasis", "lpba": "lpba40", "hippocampus": "Task04_Hippocampus", "lung": "dirlab"}
@@ -123,14 +123,14 @@ def on_grid(volume: nifti.Image, spacing_mm: float, label: bool) -> nifti.Image:
     """
     from scipy.ndimage import gaussian_filter
 
-    volume = nifti.to_ras(volume)
+    volume = resample.to_ras(volume)
     if np.allclose(volume.spacing, spacing_mm, rtol=0.02):
         return volume
     ratio = spacing_mm / np.array(volume.spacing)
     if not label and (ratio > 2.05).any():
         smooth = gaussian_filter(volume.data.astype(np.float32), np.where(ratio > 2.05, 0.4 * ratio, 0), truncate=2.5)
         volume = replace(volume, data=smooth)
-    return nifti.resample_to_spacing(volume, (spacing_mm,) * 3, label=label)
+    return resample.resample_to_spacing(volume, (spacing_mm,) * 3, label=label)
 
 
 def read_scan(name: str, image_path: Path, label_path: Path, shape, spacing_mm: float, label_zoom: int = 1) -> Scan:

@@ -377,7 +377,7 @@ def apply(
     import torch
 
     from papers.nio.data import normalise, on_grid
-    from shared import nifti
+    from shared import nifti, resample
     from shared.gpu import choose_device
 
     if not str(output).endswith((".nii", ".nii.gz")):
@@ -396,7 +396,7 @@ def apply(
     network = network_for(config, networks, source)
 
     grid = pad_to_multiple(on_grid(fixed_image, step, label=False), 8)
-    covered = nifti.resample_to(on_grid(moving_image, step, label=False), grid, fill=0.0)
+    covered = resample.resample_to(on_grid(moving_image, step, label=False), grid, fill=0.0)
     if not np.any(covered.data):
         raise InputError(f"{input} and {fixed} don't overlap in world coordinates; align them affinely first")
     pair = [torch.from_numpy(normalise(np.asarray(image.data)))[None, None].to(where) for image in (covered, grid)]

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 
 from papers.pcl.augmentation import augment, crop_or_pad
 from papers.pcl.model import slice_partitions, slice_positions
-from shared import nifti
+from shared import nifti, resample
 from shared.errors import InputError
 
 
@@ -288,7 +288,7 @@ def _in_plane(image: nifti.Image, spacing_mm: float | None, axis: int, label: bo
     spacing = [image.spacing[index] if index == axis else spacing_mm for index in range(3)]
     if np.allclose(spacing, image.spacing, rtol=1e-3):
         return image
-    return nifti.resample_to_spacing(image, spacing, label=label)
+    return resample.resample_to_spacing(image, spacing, label=label)
 
 
 @dataclass(frozen=True)

@@ -452,7 +452,7 @@ def apply(checkpoint: Path, input: Path, output: Path, device: str = "auto") -> 
     import numpy as np
 
     from papers.pcl.data import orientation_of, read_image, spacing_of
-    from shared import nifti
+    from shared import nifti, resample
     from shared.gpu import choose_device
 
     if not str(output).endswith((".nii", ".nii.gz")):
@@ -471,7 +471,7 @@ def apply(checkpoint: Path, input: Path, output: Path, device: str = "auto") -> 
         for channel in soft.transpose(1, 0, 2, 3):
             image = nifti.make_image(orientation.restore(channel), resampled.affine, Path(input))
             same = image.shape == like.shape[:3]
-            grids.append(image.data if same else nifti.resample_to(image, like).data)
+            grids.append(image.data if same else resample.resample_to(image, like).data)
         total = np.stack(grids)
         total[0] += total.sum(0) < 0.5  # beyond the field of view: background
         frames.append(values[total.argmax(0)])

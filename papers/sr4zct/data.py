@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from papers.sr4zct.scaling import SliceGeometry, box_matrix, degrade, multiply_along, upscale
-from shared import nifti
+from shared import dicom, nifti, resample
 from shared.errors import InputError
 
 HU_RANGE = (-1024.0, 2000.0)  # metal and calibration outliers beyond are clipped in data sets, not in a user's scan
@@ -75,7 +75,7 @@ def read_thin_volume(root: Path, name: str, pixel: float) -> ThinVolume:
     path = root / "imagesTr" / f"{name}.nii.gz"
     if not (root / "imagesTr").is_dir():
         raise InputError(f"{root}: expected imagesTr/lung_*.nii.gz; is this the folder of Task06_Lung?")
-    image = nifti.to_ras(nifti.load(path, ndim=3, dtype=np.float32))
+    image = resample.to_ras(nifti.load(path, ndim=3, dtype=np.float32))
     in_plane, other, slice_mm = image.spacing
     if abs(in_plane - other) > 1e-3 * in_plane:
         raise InputError(f"{path}: in-plane pixels must be square, found {in_plane:g} x {other:g} mm")
@@ -150,7 +150,7 @@ def read_scan(path: Path, thickness: float | None = None) -> Scan:
             thicker than the pixels are wide.
     """
     path = Path(path)
-    image = nifti.read_dicom_series(path) if path.is_dir() else nifti.load(path, ndim=3)
+    image = dicom.read_dicom_series(path) if path.is_dir() else nifti.load(path, ndim=3)
     axis = int(np.argmax(image.spacing))
     in_plane = [image.spacing[k] for k in range(3) if k != axis]
     if abs(in_plane[0] - in_plane[1]) > 0.01 * in_plane[0]:

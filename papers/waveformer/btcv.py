@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 
 from papers.waveformer.data import WINDOW
-from shared import nifti
+from shared import nifti, resample
 from shared.errors import InputError
 
 TEST_CASES = (1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38)
@@ -38,8 +38,8 @@ def prepare_btcv(raw: Path, out: Path) -> tuple[int, int]:
     train, test = [], []
     for path in images:
         number = path.name.removeprefix("img").removesuffix(".nii.gz")
-        scan = nifti.to_ras(nifti.load(path, ndim=3, dtype=np.float32))
-        label = nifti.to_ras(nifti.load_labels(raw / "label" / f"label{number}.nii.gz", 14, ndim=3))
+        scan = resample.to_ras(nifti.load(path, ndim=3, dtype=np.float32))
+        label = resample.to_ras(nifti.load_labels(raw / "label" / f"label{number}.nii.gz", 14, ndim=3))
         if label.shape != scan.shape:
             raise InputError(f"{label.path} has the shape {label.shape}, but {path.name} has {scan.shape}")
         image = (np.clip(scan.data, *WINDOW) - np.float32(WINDOW[0])) / np.float32(WINDOW[1] - WINDOW[0])

@@ -261,7 +261,7 @@ def apply(checkpoint: Path, input: Path, output: Path, boundary: Path | None = N
     import numpy as np
 
     from papers.waveformer.data import WINDOW, read_photo, read_volume
-    from shared import nifti
+    from shared import nifti, resample
     from shared.gpu import choose_device, write_atomically
 
     where = choose_device(device)
@@ -288,15 +288,15 @@ def apply(checkpoint: Path, input: Path, output: Path, boundary: Path | None = N
         scan = nifti.load(input, ndim=3, dtype=np.float32)
         if scan.data.min() >= WINDOW[1] or scan.data.max() <= WINDOW[0] or scan.data.std() == 0:
             raise InputError(f"{input}: no voxel lies within {WINDOW[0]:g} to {WINDOW[1]:g}; expected a CT in HU")
-        images = from_ras(nifti.to_ras(scan).data)
+        images = from_ras(resample.to_ras(scan).data)
         images = (np.clip(images, *WINDOW) - np.float32(WINDOW[0])) / np.float32(WINDOW[1] - WINDOW[0])
     maps = {output: predict(model, config, images, where)[0]}
     if boundary is not None:
         maps[boundary] = boundary_map(model, config, images, where)
-    grid = nifti.to_ras(scan)
+    grid = resample.to_ras(scan)
     for path, found in maps.items():
         on_grid = nifti.make_image(from_ras(found, back=True), grid.affine, Path(path))
-        nifti.save(path, nifti.restore_orientation(on_grid, scan).data, like=scan, dtype=found.dtype)
+        nifti.save(path, resample.restore_orientation(on_grid, scan).data, like=scan, dtype=found.dtype)
 
 
 def from_ras(volume, back: bool = False):

@@ -21,7 +21,7 @@ from papers.waveformer import train as training
 from papers.waveformer.attention import FET, EfficientAttention, StandardAttention, efficient_attention
 from papers.waveformer.model import MSCE, MixFFN, PatchExpand, WaveFormer
 from papers.waveformer.wavelet import BoundaryAttention, HaarDWT2d, gaussian_kernel, laplacian_pyramid
-from shared import nifti
+from shared import nifti, resample
 from shared.cli import configure
 from shared.errors import InputError
 
@@ -527,7 +527,7 @@ def test_apply_gives_back_the_scan_s_own_grid(orientation, tmp_path, monkeypatch
 def test_what_the_network_sees_of_a_nifti_is_what_was_prepared(smoke):
     volume = data.read_volume(data.find_synapse(smoke, "test")[0])
     scan = nifti.load(next(iter(sorted((smoke / "RawData/Training/img").glob("*.nii.gz")))))
-    images = (np.clip(evaluation.from_ras(nifti.to_ras(scan).data), -125, 275) + 125) / 400
+    images = (np.clip(evaluation.from_ras(resample.to_ras(scan).data), -125, 275) + 125) / 400
     np.testing.assert_allclose(images, volume.images, atol=1e-6)
     assert volume.spacing == pytest.approx((scan.spacing[2], *scan.spacing[:2]))
     array = np.arange(24).reshape(2, 3, 4)
