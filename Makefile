@@ -63,6 +63,7 @@ table: $(STAMP)  ## write the tables anew from the ledger; CHECK=1 only compares
 	@$(BIN)/python -m benchmarks.table $(if $(CHECK),--check)
 
 bench: $(STAMP)  ## speed, side by side with what one would otherwise call
+	@$(BIN)/uv pip install -q --python $(BIN)/python -c requirements.lock -r pyproject.toml --extra bench
 	@$(BIN)/python -m benchmarks.speed
 
 lint: $(STAMP)  ## ruff
