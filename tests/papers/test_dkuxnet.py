@@ -455,16 +455,17 @@ def test_sliding_window_is_the_mean_over_windows_and_undoes_the_padding():
 
 
 def test_metrics_are_those_of_medpy():
-    medpy = pytest.importorskip("medpy.metric.binary")
+    """The numbers are what dc, jc, hd95 and asd of medpy 0.5.2 give for these masks."""
     rng = np.random.default_rng(0)
     from scipy.ndimage import gaussian_filter
 
     a, b = (gaussian_filter(rng.normal(size=(20, 18, 16)), 2) > 0.05 for _ in range(2))
     found = measure(a, b)
-    assert found["dice"] == pytest.approx(100 * medpy.dc(a, b))
-    assert found["jaccard"] == pytest.approx(100 * medpy.jc(a, b))
-    assert found["hd95"] == pytest.approx(medpy.hd95(a, b))
-    assert found["asd"] == pytest.approx(medpy.asd(a, b))
+    assert (a.sum(), b.sum()) == (1086, 1621)
+    assert found["dice"] == pytest.approx(26.4499445881)
+    assert found["jaccard"] == pytest.approx(15.2405278842)
+    assert found["hd95"] == pytest.approx(4.0307764064)
+    assert found["asd"] == pytest.approx(1.16307902126)
     empty = measure(np.zeros_like(a), b)
     assert empty["dice"] == 0 and empty["hd95"] == empty["asd"] == pytest.approx(math.dist((0, 0, 0), a.shape))
     assert measure(np.zeros_like(a), np.zeros_like(a))["dice"] == 100
