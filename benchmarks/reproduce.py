@@ -164,7 +164,7 @@ def digest_of_step(slug: str, config, data_fingerprint: str, with_evaluation: bo
     files = [path for path in ledger.paper_files(slug) if with_evaluation or path.name != "eval.py"]
     files += [
         ledger.ROOT / "shared" / f"{name}.py"
-        for name in "gpu nifti nifti_header resample dicom metrics similarity surfaces".split()
+        for name in "gpu distributed sampling nifti nifti_header resample dicom metrics similarity surfaces".split()
     ]
     settings = {key: value for key, value in config_to_dict(config).items() if key not in NOT_IN_DIGEST}
     parts = [ledger.digest_of_code(files), json.dumps(settings, sort_keys=True), data_fingerprint]

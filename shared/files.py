@@ -3,7 +3,8 @@
 import csv
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,3 +73,98 @@ def complete_or_absent(folder: Path) -> Iterator[Path]:
         os.replace(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+# --- what must not be overwritten, counted twice or read from elsewhere -----------------------------------
+
+
+def refuse_overwriting_inputs(output: Path, *inputs: Path | None) -> None:
+    """An output must not be one of the inputs, hold one of them, or be a file that is there in an input folder.
+
+    Args:
+        output: to be written.
+        *inputs: files and folders that are read; None stands for one that was not given.
+
+    Raises:
+        InputError: writing `output` would overwrite something of the user's.
+    """
+    output = Path(output)
+    target = output.resolve()
+    for given in (Path(given) for given in inputs if given is not None):
+        source = given.resolve()
+        same = source == target or (given.exists() and output.exists() and os.path.samefile(given, output))
+        if same:
+            raise InputError(f"{output} is the input itself: choose another name for the output")
+        if source.is_relative_to(target):
+            raise InputError(f"{output} is a folder that holds the input {given}: choose another name for the output")
+        if target.is_relative_to(source) and target.exists():
+            raise InputError(f"{output} is a file of the input {given}: choose another name for the output")
+
+
+def inside(root: Path, relative: str) -> Path:
+    """`root / relative`, where `relative` comes from a list in the data set and must stay under `root`.
+
+    Links that the user made in the folder are followed; it is the name that must not lead out of it.
+
+    Raises:
+        InputError: an absolute path, one that leaves `root`, or no name at all.
+
+    Example:
+        >>> inside(Path("data"), "images/a.png").as_posix()
+        'data/images/a.png'
+        >>> inside(Path("data"), "../secret.png")
+        Traceback (most recent call last):
+        shared.errors.InputError: data: a list names '../secret.png', which is not inside this folder
+    """
+    named = isinstance(relative, str) and relative.strip() and "\0" not in relative
+    if not named or Path(relative).is_absolute() or Path(relative).drive:
+        raise InputError(f"{root}: a list names {relative!r}, which is not the name of a file inside this folder")
+    steps = os.path.normpath(relative.replace("\\", "/"))
+    if steps.startswith("/") or steps == "." or steps.split(os.sep)[0] == "..":
+        raise InputError(f"{root}: a list names {relative!r}, which is not inside this folder")
+    return Path(root) / relative
+
+
+def refuse_duplicates(names: Iterable, what: str) -> None:
+    """Names, each of which may come once.
+
+    Args:
+        names: of cases, patients, files.
+        what: names them, and where: "cases in train.csv".
+
+    Raises:
+        InputError: one comes twice.
+
+    Example:
+        >>> refuse_duplicates(["a", "b", "a"], "cases in train.csv")
+        Traceback (most recent call last):
+        shared.errors.InputError: cases in train.csv: 'a' comes 2 times; each may come once
+    """
+    counts = Counter(names)
+    several = [name for name, count in counts.items() if count > 1]
+    if several:
+        more = f" (and {len(several) - 1} others more than once)" if len(several) > 1 else ""
+        raise InputError(f"{what}: '{several[0]}' comes {counts[several[0]]} times{more}; each may come once")
+
+
+def refuse_overlap(train: Iterable, test: Iterable, what: str) -> None:
+    """Two lists of names that must have none in common.
+
+    Args:
+        train: names in one part.
+        test: names in the other.
+        what: names them, and where: "patients of train.csv and test.csv".
+
+    Raises:
+        InputError: a name is in both.
+
+    Example:
+        >>> refuse_overlap(["a", "b"], ["b"], "patients of train.csv and test.csv")
+        Traceback (most recent call last):
+        shared.errors.InputError: patients of train.csv and test.csv: 'b' is in both; the parts must have none in common
+    """
+    second = set(test)
+    both = [name for name in dict.fromkeys(train) if name in second]
+    if both:
+        more = f" (and {len(both) - 1} others)" if len(both) > 1 else ""
+        raise InputError(f"{what}: '{both[0]}'{more} is in both; the parts must have none in common")

@@ -22,7 +22,7 @@ What holds for every paper that is written so:
 
 import atexit
 import contextlib
-import csv
+import hashlib
 import json
 import math
 import os
@@ -30,7 +30,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +39,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from shared.checkpoints import load_checkpoint, load_weights, save_checkpoint
 from shared.cli import MAY_CHANGE_ON_RESUME, RunConfig, config_to_dict
+from shared.distributed import synchronise_batch_norm
 from shared.errors import InputError
 from shared.files import write_atomically
+from shared.sampling import SeededSamples, StepSampler
+from shared.training_log import append_to_log, truncate_log
 
 
 class TrainingStopped(RuntimeError):
@@ -77,6 +81,45 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def initialise_by_name(model: nn.Module, seed: int, init: Callable[[nn.Module], object] | None = None) -> nn.Module:
+    """Initial weights that depend on the seed and on each module's name alone.
+
+    Variants of a paper that are trained with the same seed then start from the same weights wherever names
+    and shapes agree, so that their difference is the method's and not that of two draws.
+
+    Every submodule that has `reset_parameters` is reset under a seed made of (`seed`, its name), children
+    before parents; then `init` is called in the same way. What a module's `__init__` has done to its layers is
+    undone by this: such a module says it in its own `reset_parameters`, or `init` does it. A parameter that
+    belongs to neither keeps its value.
+
+    Args:
+        model: on the CPU, before `Run.prepare`.
+        seed: of the run.
+        init: the paper's own initialisation of one module, as `nn.Module.apply` takes it.
+
+    Returns:
+        the same model. The global generators go on as if nothing had been drawn.
+    """
+
+    def reset(module: nn.Module) -> None:
+        for name in ("reset_parameters", "_reset_parameters"):  # the latter in nn.MultiheadAttention
+            if hasattr(module, name):
+                getattr(module, name)()
+
+    children_first = list(model.named_modules())[::-1]
+    with torch.random.fork_rng(devices=[]):
+        for kind, function in (("reset", reset), ("init", init)):
+            for name, module in children_first if function else ():
+                torch.default_generator.manual_seed(stable_seed(seed, kind, name))
+                function(module)
+    return model
+
+
+def stable_seed(*parts: int | str) -> int:
+    """A seed made of numbers and names, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
+
+
 def set_determinism(deterministic: bool) -> None:
     """Deterministic kernels where torch has them. CPU kernels already are; on a GPU this costs speed."""
     torch.backends.cudnn.deterministic = deterministic
@@ -105,38 +148,6 @@ def to_device(batch, device: torch.device):
     return batch
 
 
-# --- checkpoints -----------------------------------------------------------------------------------------
-
-
-def save_checkpoint(path: Path, content: dict) -> None:
-    """`torch.save`, atomically. `content` holds tensors and plain Python types only."""
-    write_atomically(path, lambda temporary: torch.save(content, temporary))
-
-
-def load_checkpoint(path: Path, paper: str | None = None, variant: str | None = None) -> dict:
-    """Read a checkpoint written by `Run`, onto the CPU, with `weights_only=True`.
-
-    Returns:
-        dictionary with `paper`, `config` (a dictionary), `step`, `models`, `objects`, `scaler`, `rng`.
-
-    Raises:
-        InputError: the file is missing, truncated, not a checkpoint, or of another paper or variant.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: there is no checkpoint here; train first, or give the path of a checkpoint.pt")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        found_paper, found_variant = content["paper"], content["config"]["variant"]
-    except Exception as error:
-        raise InputError(f"{path}: not a readable checkpoint of this project (truncated, or another format)") from error
-    if paper is not None and found_paper != paper:
-        raise InputError(f"{path}: this is a checkpoint of '{found_paper}', expected one of '{paper}'")
-    if variant is not None and found_variant != variant:
-        raise InputError(f"{path}: this is a checkpoint of variant '{found_variant}', expected '{variant}'")
-    return content
-
-
 def _rng_state(device: torch.device) -> dict:
     numpy_state = np.random.get_state()
     state = {
@@ -156,145 +167,6 @@ def _set_rng_state(state: dict, device: torch.device) -> None:
     random.setstate((3, tuple(state["python"]), None))
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-# --- several processes -----------------------------------------------------------------------------------
-
-
-class _SumOverProcesses(torch.autograd.Function):
-    """all_reduce whose gradient is the sum of the gradients of all processes."""
-
-    @staticmethod
-    def forward(ctx, tensor: Tensor) -> Tensor:
-        total = tensor.detach().clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
-
-
-class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over all processes on CPU (gloo), where `torch.nn.SyncBatchNorm` does not run."""
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        if input.dim() < 2:
-            raise ValueError(f"expected at least 2 dimensions, found {input.dim()}")
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(input)
-        dims = [0, *range(2, input.dim())]
-        shape = [1, -1] + [1] * (input.dim() - 2)
-        moments = torch.cat(
-            [input.sum(dims), (input * input).sum(dims), input.new_ones(1) * (input.numel() / input.shape[1])]
-        )
-        total, squares, count = _SumOverProcesses.apply(moments).split([input.shape[1], input.shape[1], 1])
-        mean = total / count
-        variance = squares / count - mean * mean
-        if self.track_running_stats:
-            with torch.no_grad():
-                self.num_batches_tracked += 1
-                weight = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
-                self.running_mean.lerp_(mean, weight)
-                self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), weight)
-        output = (input - mean.view(shape)) * torch.rsqrt(variance.view(shape) + self.eps)
-        return output * self.weight.view(shape) + self.bias.view(shape) if self.affine else output
-
-
-def synchronise_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
-    """Replace batch-norm layers by ones that share their statistics over all processes; weights are kept."""
-    if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    for name, child in module.named_children():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            synced = SyncedBatchNorm(
-                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
-            )
-            synced.load_state_dict(child.state_dict())
-            setattr(module, name, synced)
-        else:
-            synchronise_batch_norm(child, device)
-    return module
-
-
-def gather(tensor: Tensor) -> Tensor:
-    """Concatenate `(B, ...)` of all processes to `(world * B, ...)`, differentiably; one process: as it is.
-
-    For losses over the whole batch, such as contrastive ones. The gradient is that of the mean over
-    processes of the loss computed in each, which is what DistributedDataParallel averages.
-    """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return tensor
-    rank, world = dist.get_rank(), dist.get_world_size()
-    slots = [tensor if rank == other else torch.zeros_like(tensor) for other in range(world)]
-    return _SumOverProcesses.apply(torch.cat(slots))
-
-
-# --- order of the samples --------------------------------------------------------------------------------
-
-
-class StepSampler:
-    """Batches of (index, seed) for the steps `start` to `steps`, a function of the step number alone.
-
-    Each epoch is a new permutation; an incomplete last batch is dropped unless the data set is smaller
-    than one batch, in which case batches run on over the epochs. With several processes each takes its
-    part of the global batch; with accumulation each part is yielded as a batch of its own.
-    """
-
-    def __init__(self, length: int, batch_size: int, seed: int, start: int, steps: int, rank=0, world=1, accumulate=1):
-        self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.start, self.steps = start, steps
-        self.rank, self.world, self.accumulate = rank, world, accumulate
-
-    def __len__(self) -> int:
-        return max(0, self.steps - self.start) * self.accumulate
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        usable = self.length - self.length % self.batch_size if self.length >= self.batch_size else self.length
-        part = self.batch_size // (self.world * self.accumulate)
-        cached_epoch, order = -1, None
-        for step in range(self.start, self.steps):
-            batch = []
-            for k in range(step * self.batch_size, (step + 1) * self.batch_size):
-                epoch, position = divmod(k, usable)
-                if epoch != cached_epoch:
-                    cached_epoch, order = (
-                        epoch,
-                        np.random.default_rng([self.seed, epoch]).permutation(self.length),
-                    )
-                batch.append((int(order[position]), k))
-            mine = batch[self.rank * part * self.accumulate : (self.rank + 1) * part * self.accumulate]
-            for first in range(0, len(mine), part):
-                yield mine[first : first + part]
-
-
-class _SeededSamples(Dataset):
-    """Draws sample `index` with torch, NumPy and Python seeded by (run seed, position in the sequence)."""
-
-    def __init__(self, dataset: Dataset, seed: int):
-        self.dataset, self.seed = dataset, seed
-
-    def __getitem__(self, index_and_position: tuple[int, int]):
-        index, position = index_and_position
-        seed = int(np.random.SeedSequence([self.seed, position]).generate_state(1)[0])
-        numpy_state, python_state, torch_state = (
-            np.random.get_state(),
-            random.getstate(),
-            torch.get_rng_state(),
-        )
-        try:
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.default_generator.manual_seed(seed)
-            return self.dataset[index]
-        finally:
-            np.random.set_state(numpy_state)
-            random.setstate(python_state)
-            torch.set_rng_state(torch_state)
 
 
 # --- the run ---------------------------------------------------------------------------------------------
@@ -337,6 +209,7 @@ class Run:
         self._rows: list[dict] = []
         self._micro = 0
         self._interrupted = False
+        self._seeded = False
         if not config.resume and self.rank == 0:
             self._clear_folder()
 
@@ -402,15 +275,16 @@ class Run:
         if changed:
             raise InputError(f"{self.checkpoint_path}: can't resume with other settings: {'; '.join(changed)}")
         for model, state in zip(self.models, content["models"], strict=True):
-            model.load_state_dict(state)
+            load_weights(model, state, self.checkpoint_path)
         for name, item in objects.items():
             item.load_state_dict(content["objects"][name])
         self.scaler.load_state_dict(content["scaler"])
         if len(content["rng"]) == self.world:
             _set_rng_state(content["rng"][self.rank], self.device)
+            self._seeded = True
         self.step = content["step"]
         if self.is_main:
-            self._truncate_log()
+            truncate_log(self.out / "log.csv", self.step)
         return self.step
 
     def save(self) -> None:
@@ -451,6 +325,9 @@ class Run:
         from tqdm import tqdm
 
         config = self.config
+        if not self._seeded:  # so that variants with other weights draw the same numbers in the loop
+            seed_everything(stable_seed(config.seed, "loop"))
+            self._seeded = True
         sampler = StepSampler(
             len(dataset),
             config.batch_size,
@@ -462,7 +339,7 @@ class Run:
             config.accumulate,
         )
         loader = DataLoader(
-            _SeededSamples(dataset, config.seed),
+            SeededSamples(dataset, config.seed),
             batch_sampler=sampler,
             num_workers=config.workers,
             collate_fn=collate,
@@ -580,13 +457,7 @@ class Run:
                 values = dict(zip(values, stacked / self.world))
             written.append({"step": row["step"], **{key: value.item() for key, value in values.items()}})
         if self.is_main and written:
-            path = self.out / "log.csv"
-            new = not path.exists()
-            with path.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, written[0].keys(), extrasaction="ignore")
-                if new:
-                    writer.writeheader()
-                writer.writerows(written)
+            append_to_log(self.out / "log.csv", written)
         for row in written:
             for key, value in row.items():
                 if not math.isfinite(value):
@@ -597,18 +468,3 @@ class Run:
         if not written:
             return ""
         return ", ".join(f"{key} {value:.4g}" for key, value in written[-1].items() if key != "step")
-
-    def _truncate_log(self) -> None:
-        path = self.out / "log.csv"
-        if not path.exists():
-            return
-        header, *rows = path.read_text("utf-8").splitlines()
-        kept = [row for row in rows if row.split(",")[0].isdigit() and int(row.split(",")[0]) <= self.step]
-        write_atomically(path, lambda temporary: temporary.write_text("\n".join([header, *kept]) + "\n", "utf-8"))
-
-
-def read_log(path: Path) -> dict[str, list[float]]:
-    """The columns of a log.csv."""
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return {key: [float(row[key]) for row in rows] for key in rows[0]} if rows else {}

@@ -227,7 +227,7 @@ def test_every_parameter_gets_a_gradient(slug, smoke_data, smoke_run, tmp_path, 
 
 
 def load(folder: Path) -> dict:
-    from shared.gpu import load_checkpoint
+    from shared.checkpoints import load_checkpoint
 
     return load_checkpoint(folder / "checkpoint.pt")
 
@@ -254,6 +254,7 @@ def assert_same(a, b, path="") -> None:
 @each_paper
 def test_stop_and_resume_is_bit_exact(slug, smoke_data, smoke_run, tmp_path, monkeypatch):
     from shared import gpu
+    from shared.training_log import read_log
 
     variant = proposed(slug)
     needed = next(v.get("needs") for v in ledger.load_paper(slug)["variant"] if v["name"] == variant)
@@ -276,13 +277,13 @@ def test_stop_and_resume_is_bit_exact(slug, smoke_data, smoke_run, tmp_path, mon
     resumed = load(tmp_path)
     for key in ("step", "models", "objects", "rng"):
         assert_same(whole[key], resumed[key], key)
-    log = [gpu.read_log(folder / "log.csv") for folder in (smoke_run(slug, variant), tmp_path)]
+    log = [read_log(folder / "log.csv") for folder in (smoke_run(slug, variant), tmp_path)]
     assert log[0]["step"] == log[1]["step"] and log[0]["loss"] == log[1]["loss"]
 
 
 @each_paper
 def test_two_processes_follow_one(slug, smoke_data, smoke_run, tmp_path):
-    from shared.gpu import read_log
+    from shared.training_log import read_log
 
     variant = proposed(slug)
     needed = next(v.get("needs") for v in ledger.load_paper(slug)["variant"] if v["name"] == variant)
@@ -408,7 +409,7 @@ def test_wrong_checkpoints(slug, smoke_data, smoke_run, tmp_path, capsys):
     assert_one_sentence(*evaluate(tmp_path / "nothing.pt"), "nothing.pt")
     truncate(run / "checkpoint.pt")
     assert_one_sentence(*evaluate(run / "checkpoint.pt"), "checkpoint.pt")
-    from shared.gpu import load_checkpoint, save_checkpoint
+    from shared.checkpoints import load_checkpoint, save_checkpoint
 
     foreign = {**load_checkpoint(smoke_run(slug) / "checkpoint.pt"), "paper": "another"}
     save_checkpoint(tmp_path / "foreign.pt", foreign)

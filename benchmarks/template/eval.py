@@ -16,7 +16,7 @@ def load_model(checkpoint: Path, device):
         InputError: no checkpoint of this paper.
     """
     from papers.template.train import Config, build_model
-    from shared.gpu import load_checkpoint
+    from shared.checkpoints import load_checkpoint
 
     content = load_checkpoint(checkpoint, "template")
     config = config_from_dict(Config, content["config"])
@@ -99,7 +99,8 @@ def apply(checkpoint: Path, input: Path, output: Path, device: str = "auto") -> 
     import torch
 
     from papers.template.data import read_case
-    from shared.gpu import choose_device, write_atomically
+    from shared.files import write_atomically
+    from shared.gpu import choose_device
 
     where = choose_device(device)
     noisy = read_case(Path(input))["noisy"]

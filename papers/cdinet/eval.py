@@ -20,7 +20,7 @@ def load_model(checkpoint: Path, projector, device):
         InputError: no checkpoint of this paper, or one of another scanner's size.
     """
     from papers.cdinet.train import Config, build_model
-    from shared.gpu import load_checkpoint
+    from shared.checkpoints import load_checkpoint
 
     content = load_checkpoint(checkpoint, "cdinet")
     config = config_from_dict(Config, content["config"])
@@ -92,7 +92,8 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto", spli
         split: folder of the data set to evaluate.
     """
     from papers.cdinet.data import load_projector
-    from shared.gpu import choose_device, write_atomically
+    from shared.files import write_atomically
+    from shared.gpu import choose_device
 
     where = choose_device(device)
     projector = load_projector(data)
@@ -144,7 +145,8 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
     from papers.cdinet import polar_map
     from papers.cdinet.data import load_projector
     from papers.cdinet.model import Passthrough
-    from shared.gpu import choose_device, write_atomically
+    from shared.files import write_atomically
+    from shared.gpu import choose_device
 
     where = choose_device(device)
     projector = load_projector(data)
@@ -276,7 +278,7 @@ def draw_polar_map(image, voxel_mm: float, out: Path) -> None:
     import matplotlib.pyplot as plt
 
     from papers.cdinet import polar_map
-    from shared.gpu import write_atomically
+    from shared.files import write_atomically
 
     pose = polar_map.left_ventricle_pose(image, voxel_mm)
     figure, axis = plt.subplots(figsize=(4, 4))

@@ -44,7 +44,8 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> N
     from papers.cgc.data import Volumes
     from papers.cgc.inference import load_model, predict_mask
     from papers.cgc.train import least_size
-    from shared.gpu import choose_device, write_atomically
+    from shared.files import write_atomically
+    from shared.gpu import choose_device
 
     where = choose_device(device)
     model, config = load_model(checkpoint, where)
@@ -70,7 +71,7 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> N
 def _save(figure, out: Path) -> None:
     import matplotlib.pyplot as plt
 
-    from shared.gpu import write_atomically
+    from shared.files import write_atomically
 
     write_atomically(Path(out), lambda path: figure.savefig(path, dpi=90, format="png"))
     plt.close(figure)

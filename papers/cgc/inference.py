@@ -11,9 +11,9 @@ from papers.cgc.model import sliding_window
 from papers.cgc.mumford_shah import mumford_shah_proposal
 from papers.cgc.proposal import clean_up, gmm_proposal
 from papers.cgc.train import Config, build_model, proposal_rule
+from shared.checkpoints import load_checkpoint
 from shared.cli import config_from_dict
 from shared.errors import InputError
-from shared.gpu import load_checkpoint
 
 
 def load_model(checkpoint: Path, device: torch.device):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.gpu import gather
+from shared.distributed import gather
 
 LESION, NORMAL, IGNORE = 1, 0, -1
 

@@ -211,8 +211,8 @@ def proposals_of(config: Config, volumes, device) -> list:
 
     from papers.cgc.inference import load_model, predict_mask
     from papers.cgc.proposal import Proposals, gmm_proposal, read_proposal
+    from shared.checkpoints import load_checkpoint
     from shared.errors import InputError
-    from shared.gpu import load_checkpoint
 
     if config.proposal == "files":
         if config.proposal_files is None:

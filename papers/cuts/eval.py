@@ -20,7 +20,7 @@ def load_networks(checkpoint: Path, device):
         InputError: no checkpoint of this paper.
     """
     from papers.cuts.train import Config, build_model
-    from shared.gpu import load_checkpoint
+    from shared.checkpoints import load_checkpoint
 
     content = load_checkpoint(checkpoint, "cuts")
     config = config_from_dict(Config, content["config"])
@@ -80,7 +80,7 @@ class StoredLevels:
     def write(self, folder: Path) -> None:
         import numpy as np
 
-        from shared.gpu import write_atomically
+        from shared.files import write_atomically
 
         def write(path: Path) -> None:
             with path.open("wb") as file:
@@ -179,7 +179,8 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> N
     """
     from papers.cuts.data import cases_to_score, read_datasets
     from papers.cuts.train import build_model
-    from shared.gpu import choose_device, write_atomically
+    from shared.files import write_atomically
+    from shared.gpu import choose_device
 
     where = choose_device(device)
     networks, config = load_networks(checkpoint, where)
@@ -222,7 +223,8 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
     from papers.cuts.baselines import to_picture
     from papers.cuts.data import cases_to_score, read_datasets
     from papers.cuts.scores import best_level_map, binarise
-    from shared.gpu import choose_device, write_atomically
+    from shared.files import write_atomically
+    from shared.gpu import choose_device
 
     where = choose_device(device)
     loaded = [load_networks(path, where) for path in checkpoints]
@@ -408,7 +410,7 @@ def overview(image, levels: list, single: dict, out: Path) -> None:
     import matplotlib.pyplot as plt
 
     from papers.cuts.baselines import to_picture
-    from shared.gpu import write_atomically
+    from shared.files import write_atomically
 
     shown = sorted({int(k) for k in np.linspace(0, len(levels) - 1, 10)})
     pictures = {f"{len(np.unique(levels[k]))} segments": levels[k] for k in shown} | single

@@ -19,7 +19,7 @@ def load_model(checkpoint: Path, device):
         InputError: no checkpoint of this paper.
     """
     from papers.dkuxnet.train import Config, build_model
-    from shared.gpu import load_checkpoint
+    from shared.checkpoints import load_checkpoint
 
     content = load_checkpoint(checkpoint, "dkuxnet")
     config = config_from_dict(Config, content["config"])
@@ -94,7 +94,8 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto", spli
         split: list of the data set to evaluate, train or test.
     """
     from papers.dkuxnet.data import find_scans, read_scan
-    from shared.gpu import choose_device, write_atomically
+    from shared.files import write_atomically
+    from shared.gpu import choose_device
 
     where = choose_device(device)
     model, config = load_model(checkpoint, where)
@@ -131,7 +132,8 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
     import matplotlib.pyplot as plt
 
     from papers.dkuxnet.data import find_scans, read_scan
-    from shared.gpu import choose_device, write_atomically
+    from shared.files import write_atomically
+    from shared.gpu import choose_device
 
     where = choose_device(device)
     scans = find_scans(data, "test")

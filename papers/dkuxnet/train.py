@@ -172,7 +172,7 @@ def contrastive_losses(config: Config, output, label, key):
         key: (B, W, H, D), uniform random numbers that choose the voxels.
     """
     from papers.dkuxnet.losses import gather_voxels, info_nce, pseudo_classes, sample_voxels
-    from shared import gpu
+    from shared.distributed import gather
 
     probabilities = output.logits.softmax(dim=1)
     first, second = probabilities[0::2], probabilities[1::2]
@@ -181,7 +181,7 @@ def contrastive_losses(config: Config, output, label, key):
     index, valid = sample_voxels(classes, key.flatten(1), config.sampled_voxels, number)
 
     def everywhere(x):  # of all processes, one row a voxel
-        return gpu.gather(x).flatten(0, 1)
+        return gather(x).flatten(0, 1)
 
     chosen, valid = everywhere(classes.gather(1, index)), everywhere(valid.long()).bool()
 

@@ -27,7 +27,7 @@ class Trained:
         from papers.iagcn.data import Preparation, assign_folds, read_table
         from papers.iagcn.folds import FoldNetworks
         from papers.iagcn.train import Config, build_network, graphs
-        from shared.gpu import load_checkpoint
+        from shared.checkpoints import load_checkpoint
 
         content = load_checkpoint(checkpoint, "iagcn")
         self.config = config_from_dict(Config, content["config"])
@@ -84,7 +84,7 @@ class Trained:
 
 def write_csv(path: Path, rows: list[dict]) -> None:
     """Write rows as CSV, atomically."""
-    from shared.gpu import write_atomically
+    from shared.files import write_atomically
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:
@@ -186,7 +186,8 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
     import matplotlib.pyplot as plt
 
     from papers.iagcn.scores import accuracy
-    from shared.gpu import choose_device, write_atomically
+    from shared.files import write_atomically
+    from shared.gpu import choose_device
 
     where = choose_device(device)
     loaded = [Trained(data, path, where) for path in checkpoints]

@@ -160,7 +160,7 @@ def top_by_attention(config: Config, table):
     Raises:
         InputError: no checkpoint, one without attention, or one of other subjects, features or folds.
     """
-    from shared.gpu import load_checkpoint
+    from shared.checkpoints import load_checkpoint
 
     if config.init is None:
         raise InputError(

@@ -38,7 +38,7 @@ def load_model(checkpoint: Path, device):
     from papers.m3ad.model import load_task_state
     from papers.m3ad.train import Config, build_model
     from papers.m3ad.vocabulary import Vocabulary
-    from shared.gpu import load_checkpoint
+    from shared.checkpoints import load_checkpoint
 
     content = load_checkpoint(checkpoint, "m3ad")
     config = config_from_dict(Config, content["config"])
@@ -369,8 +369,9 @@ def apply(
 
     from papers.m3ad.data import normalise, read_image
     from papers.m3ad.model import load_task_state
+    from shared.checkpoints import load_checkpoint
     from shared.files import write_csv
-    from shared.gpu import choose_device, load_checkpoint
+    from shared.gpu import choose_device
 
     if not str(output).endswith(".csv"):
         raise InputError(f"{output}: the output is a table, its name must end in .csv")
@@ -432,8 +433,8 @@ def export(checkpoint: Path, output: Path) -> None:
         output: a .pt file with the tensors, the answers and the configuration.
     """
     from papers.m3ad.model import task_state
+    from shared.checkpoints import save_checkpoint
     from shared.cli import config_to_dict
-    from shared.gpu import save_checkpoint
 
     model, config, vocabulary = load_model(checkpoint, "cpu")
     if config.stage == "pretrain":

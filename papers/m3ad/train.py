@@ -269,7 +269,7 @@ def load_backbone(path: Path | None) -> tuple[dict, dict, dict]:
     Raises:
         InputError: no path, or a checkpoint of another stage.
     """
-    from shared.gpu import load_checkpoint
+    from shared.checkpoints import load_checkpoint
 
     if path is None:
         raise InputError("tuning starts from a backbone: give the checkpoint of variant 'pretrain' as --init")

@@ -101,7 +101,7 @@ def load_detector(checkpoint: Path, device) -> Detector:
         InputError: no checkpoint of this paper, or one without weights.
     """
     from papers.mddpm.train import Config
-    from shared.gpu import load_checkpoint
+    from shared.checkpoints import load_checkpoint
 
     content = load_checkpoint(checkpoint, "mddpm")
     config = config_from_dict(Config, content["config"])
@@ -176,7 +176,8 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto", t: i
         device: auto, cpu, cuda, ...
         t: time step of the single pass; default: `t_test` of the run.
     """
-    from shared.gpu import choose_device, write_atomically
+    from shared.files import write_atomically
+    from shared.gpu import choose_device
 
     detector = load_detector(checkpoint, choose_device(device))
     rows = []
@@ -225,7 +226,8 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
 
     from papers.mddpm.detection import anomaly_map
     from papers.mddpm.masking import MaskingBlock
-    from shared.gpu import choose_device, write_atomically
+    from shared.files import write_atomically
+    from shared.gpu import choose_device
 
     detectors = [load_detector(path, choose_device(device)) for path in checkpoints]
     config = detectors[0].config
@@ -289,7 +291,8 @@ def sweep(
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from shared.gpu import choose_device, write_atomically
+    from shared.files import write_atomically
+    from shared.gpu import choose_device
 
     detector = load_detector(checkpoint, choose_device(device))
     if detector.config.method != "diffusion" or not all(0 <= t < detector.config.timesteps for t in times):

@@ -24,7 +24,7 @@ def load_networks(checkpoint: Path, device):
     """
     from papers.nio.model import LEVELS
     from papers.nio.train import Config, build_model
-    from shared.gpu import load_checkpoint
+    from shared.checkpoints import load_checkpoint
 
     content = load_checkpoint(checkpoint, "nio")
     config = config_from_dict(Config, content["config"])
@@ -192,7 +192,8 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> N
     import numpy as np
 
     from papers.nio.train import SETTINGS, Domains
-    from shared.gpu import choose_device, write_atomically
+    from shared.files import write_atomically
+    from shared.gpu import choose_device
 
     where = choose_device(device)
     networks, config = load_networks(checkpoint, where)
@@ -270,7 +271,8 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
 
     from papers.nio.model import warp
     from papers.nio.train import Domains
-    from shared.gpu import choose_device, write_atomically
+    from shared.files import write_atomically
+    from shared.gpu import choose_device
 
     where = choose_device(device)
     loaded = [(path, *load_networks(path, where)) for path in checkpoints]
@@ -457,7 +459,7 @@ def save_displacement(displacement, fixed, path: Path) -> None:
     import SimpleITK as sitk
 
     from shared import nifti
-    from shared.gpu import write_atomically
+    from shared.files import write_atomically
 
     lps = displacement * np.reshape([-1.0, -1.0, 1.0], (3, 1, 1, 1))
     like = nifti.to_sitk(fixed)
@@ -483,7 +485,7 @@ def draw_pair(moving, fixed, field, losses: list[float], out: Path) -> None:
 
     from papers.nio.measures import jacobian_determinant
     from papers.nio.model import warp
-    from shared.gpu import write_atomically
+    from shared.files import write_atomically
 
     warped = warp(torch.from_numpy(moving)[None, None], field)[0, 0].numpy()
     determinant = jacobian_determinant(field)[0].numpy()

@@ -277,7 +277,7 @@ def load_networks(config: Config, levels: list, best: dict[str, Best]) -> None:
     Raises:
         InputError: no checkpoint given, or one of other networks.
     """
-    from shared.gpu import load_checkpoint
+    from shared.checkpoints import load_checkpoint
 
     if config.init is None:
         raise InputError("this variant trains nothing: give the checkpoint of variant 'full' as --init")

@@ -32,7 +32,7 @@ def load_model(checkpoint: Path, device):
     """
     from papers.pcl.data import LAYOUTS
     from papers.pcl.train import Config, build_model
-    from shared.gpu import load_checkpoint
+    from shared.checkpoints import load_checkpoint
 
     content = load_checkpoint(checkpoint, "pcl")
     config = config_from_dict(Config, content["config"])
@@ -149,7 +149,8 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> N
         device: auto, cpu, cuda, ...
     """
     from papers.pcl.data import find_patients, read_labelled, read_unlabelled, split_patients
-    from shared.gpu import choose_device, write_atomically
+    from shared.files import write_atomically
+    from shared.gpu import choose_device
 
     where = choose_device(device)
     model, config, layout = load_model(checkpoint, where)
@@ -193,7 +194,7 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> N
 def save_figure(figure, out: Path) -> None:
     import matplotlib.pyplot as plt
 
-    from shared.gpu import write_atomically
+    from shared.files import write_atomically
 
     write_atomically(Path(out), lambda path: figure.savefig(path, dpi=90, format="png"))
     plt.close(figure)
@@ -429,7 +430,7 @@ def export(checkpoint: Path, output: Path) -> None:
         output: a .pt file.
     """
     from papers.pcl.train import load_encoder
-    from shared.gpu import save_checkpoint
+    from shared.checkpoints import save_checkpoint
 
     weights = load_encoder(checkpoint)
     save_checkpoint(Path(output), weights)

@@ -147,7 +147,7 @@ def load_encoder(path, width: int | None = None, method: str | None = None) -> d
     Raises:
         InputError: no checkpoint of pre-training, or of another width or method than asked for.
     """
-    from shared.gpu import load_checkpoint
+    from shared.checkpoints import load_checkpoint
 
     content = load_checkpoint(path, "pcl")
     found = content["config"]
@@ -205,6 +205,7 @@ def pretrain(config: Config) -> None:
     from papers.pcl.data import SliceViews, find_patients, read_unlabelled, split_patients
     from papers.pcl.model import contrastive_loss, positive_mask
     from shared import gpu
+    from shared.distributed import gather
 
     layout, patients = find_patients(config.data, config.layout)
     config.layout = layout.name
@@ -230,8 +231,8 @@ def pretrain(config: Config) -> None:
         with run.autocast():
             first, second = model(views).chunk(2)
         # Every pair of the whole mini-batch counts, whichever process it is on.
-        first, second = gpu.gather(first.float()), gpu.gather(second.float())
-        positions, partitions = gpu.gather(batch["position"]), gpu.gather(batch["partition"])
+        first, second = gather(first.float()), gather(second.float())
+        positions, partitions = gather(batch["position"]), gather(batch["partition"])
         mask = positive_mask(config.method, positions, partitions, config.threshold)
         loss = contrastive_loss(first, second, mask, config.temperature, config.base_temperature)
         run.update(loss, optimizer, scheduler)

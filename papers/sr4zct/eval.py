@@ -25,7 +25,7 @@ def load_networks(checkpoint: Path, device):
         InputError: no checkpoint of this paper.
     """
     from papers.sr4zct.train import Config, build_model, networks_of
-    from shared.gpu import load_checkpoint
+    from shared.checkpoints import load_checkpoint
 
     content = load_checkpoint(checkpoint, "sr4zct")
     config = config_from_dict(Config, content["config"])

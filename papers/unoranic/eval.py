@@ -21,7 +21,7 @@ def load_networks(checkpoint: Path, device):
         InputError: no checkpoint of this paper.
     """
     from papers.unoranic.train import Config, KnownTables, build_model
-    from shared.gpu import load_checkpoint
+    from shared.checkpoints import load_checkpoint
 
     content = load_checkpoint(checkpoint, "unoranic")
     config = config_from_dict(Config, content["config"])
@@ -443,7 +443,8 @@ def apply(
     import numpy as np
 
     from papers.unoranic.data import name_of, read_table
-    from shared.gpu import choose_device, write_atomically
+    from shared.files import write_atomically
+    from shared.gpu import choose_device
 
     where = choose_device(device)
     networks, config, known = load_networks(checkpoint, where)
@@ -541,7 +542,7 @@ def write_png(image, path: Path) -> None:
     """(C, H, W) in [0, 1] as an 8-bit PNG, values beyond clipped."""
     from PIL import Image
 
-    from shared.gpu import write_atomically
+    from shared.files import write_atomically
 
     levels = (255 * image.clamp(0, 1)).round().byte().permute(1, 2, 0).numpy()
     picture = Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels)

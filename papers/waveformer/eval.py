@@ -22,7 +22,7 @@ def load_model(checkpoint: Path, device):
         InputError: no checkpoint of this paper.
     """
     from papers.waveformer.train import Config, build_model
-    from shared.gpu import load_checkpoint
+    from shared.checkpoints import load_checkpoint
 
     content = load_checkpoint(checkpoint, "waveformer")
     config = config_from_dict(Config, content["config"])
@@ -117,7 +117,8 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto", spli
         split: test; of ISIC also valid.
     """
     from papers.waveformer.data import test_cases
-    from shared.gpu import choose_device, write_atomically
+    from shared.files import write_atomically
+    from shared.gpu import choose_device
 
     where = choose_device(device)
     model, config = load_model(checkpoint, where)
@@ -163,7 +164,8 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
     from matplotlib.patches import Patch
 
     from papers.waveformer.data import CLASSES, ORGANS, test_cases
-    from shared.gpu import choose_device, write_atomically
+    from shared.files import write_atomically
+    from shared.gpu import choose_device
 
     where = choose_device(device)
     models = [load_model(path, where) for path in checkpoints]
@@ -262,7 +264,8 @@ def apply(checkpoint: Path, input: Path, output: Path, boundary: Path | None = N
 
     from papers.waveformer.data import WINDOW, read_photo, read_volume
     from shared import nifti, resample
-    from shared.gpu import choose_device, write_atomically
+    from shared.files import write_atomically
+    from shared.gpu import choose_device
 
     where = choose_device(device)
     model, config = load_model(checkpoint, where)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shared import gpu
+from shared.distributed import gather
 
 
 def dice_loss(logits: Tensor, label: Tensor, smooth: float = 1e-5) -> Tensor:
@@ -26,7 +26,7 @@ def dice_loss(logits: Tensor, label: Tensor, smooth: float = 1e-5) -> Tensor:
     sums = torch.stack(
         [(probability * truth).sum(2), probability.square().sum(2), truth.sum(2)], dim=1
     )  # (B, 3, K); a batch that several processes share is summed over all of them
-    both, predicted, true = gpu.gather(sums).sum(0)
+    both, predicted, true = gather(sums).sum(0)
     return (1 - (2 * both + smooth) / (predicted + true + smooth)).mean()
 
 

@@ -515,7 +515,7 @@ WITHOUT_LABELS = ["gmm", "mumford_shah", "ae", "backbone", "full"]
 
 
 def test_training_gives_the_same_weights_whatever_the_labels_are(root, tmp_path):
-    from shared.gpu import load_checkpoint
+    from shared.checkpoints import load_checkpoint
 
     garbage = tmp_path / "garbage"
     shutil.copytree(root, garbage)
@@ -538,7 +538,8 @@ def test_training_gives_the_same_weights_whatever_the_labels_are(root, tmp_path)
 
 
 def test_a_stored_proposal_gives_the_same_run_as_a_new_one(root, tmp_path):
-    from shared.gpu import load_checkpoint, read_log
+    from shared.checkpoints import load_checkpoint
+    from shared.training_log import read_log
 
     train_variant("cgc", "gmm", root, tmp_path / "gmm")
     train_variant("cgc", "full", root, tmp_path / "stored", init=tmp_path / "gmm" / "checkpoint.pt")

@@ -355,7 +355,7 @@ def test_preparation_uses_training_subjects_only():
 
 def test_labels_of_test_subjects_play_no_part(smoke_data, tmp_path):
     """Shuffle the labels of one fold's test subjects: that fold's network, inputs and selection stay as they were."""
-    from shared.gpu import load_checkpoint
+    from shared.checkpoints import load_checkpoint
     from tests.smoke import train_variant
 
     original = smoke_data("iagcn")
@@ -393,7 +393,7 @@ def test_labels_of_test_subjects_play_no_part(smoke_data, tmp_path):
 
 def test_top_features_come_from_the_folds_own_attention(smoke_data, smoke_run, tmp_path):
     from papers.iagcn.train import top_by_attention
-    from shared.gpu import load_checkpoint
+    from shared.checkpoints import load_checkpoint
     from tests.smoke import smoke_config
 
     folder = smoke_data("iagcn")

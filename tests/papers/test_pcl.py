@@ -398,7 +398,7 @@ def test_mistakes_in_acdc_are_named(tmp_path, smoke_data):
 
 
 def test_two_processes_share_one_contrastive_batch(smoke_data, tmp_path):
-    from shared.gpu import read_log
+    from shared.training_log import read_log
 
     train_variant("pcl", "pretrain_pcl", smoke_data("pcl"), tmp_path / "one", batch_size=8)
     train_in_processes(2, "pcl", "pretrain_pcl", smoke_data("pcl"), tmp_path / "two", batch_size=8)
@@ -408,7 +408,7 @@ def test_two_processes_share_one_contrastive_batch(smoke_data, tmp_path):
 
 def test_fine_tuning_starts_from_the_encoder_and_only_from_its_own(smoke_data, smoke_run, tmp_path):
     from papers.pcl.train import load_encoder
-    from shared.gpu import load_checkpoint
+    from shared.checkpoints import load_checkpoint
 
     pretrained = smoke_run("pcl", "pretrain_pcl") / "checkpoint.pt"
     train_variant(
@@ -428,7 +428,7 @@ def test_fine_tuning_starts_from_the_encoder_and_only_from_its_own(smoke_data, s
 
 
 def test_best_weights_are_kept_and_evaluated(smoke_data, tmp_path):
-    from shared.gpu import load_checkpoint
+    from shared.checkpoints import load_checkpoint
 
     train_variant("pcl", "random_m2", smoke_data("pcl"), tmp_path, select="best", validate_every=1, finetune_steps=6)
     content = load_checkpoint(tmp_path / "checkpoint.pt")

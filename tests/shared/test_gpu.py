@@ -12,9 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from shared import gpu
+from shared import distributed, gpu
+from shared.checkpoints import load_checkpoint, save_checkpoint
 from shared.cli import RunConfig
+from shared.distributed import SyncedBatchNorm, gather, synchronise_batch_norm
 from shared.errors import InputError
+from shared.sampling import StepSampler
+from shared.training_log import read_log
 
 
 @dataclass
@@ -79,7 +83,7 @@ def config(tmp_path, name="run", **values):
 
 
 def weights(folder):
-    return gpu.load_checkpoint(Path(folder) / "checkpoint.pt", "toy")
+    return load_checkpoint(Path(folder) / "checkpoint.pt", "toy")
 
 
 def same(a, b):
@@ -93,7 +97,7 @@ def test_ctrl_c_then_resume_is_bit_exact(tmp_path):
     assert weights(tmp_path / "cut")["step"] == 3
     train(config(tmp_path, "cut", resume=True))
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
-    whole, cut = (gpu.read_log(tmp_path / name / "log.csv") for name in ("whole", "cut"))
+    whole, cut = (read_log(tmp_path / name / "log.csv") for name in ("whole", "cut"))
     assert whole == cut and whole["step"] == list(range(1, 9))
 
 
@@ -113,14 +117,14 @@ def test_log_rows_after_the_checkpoint_are_dropped(tmp_path):
     with (tmp_path / "cut" / "log.csv").open("a") as file:
         file.write("4,0.123\n5,0.4")  # a kill while writing, after the last checkpoint
     train(config(tmp_path, "cut", resume=True))
-    assert gpu.read_log(tmp_path / "cut" / "log.csv")["step"] == list(range(1, 9))
+    assert read_log(tmp_path / "cut" / "log.csv")["step"] == list(range(1, 9))
 
 
 def test_resume_without_a_checkpoint_starts_anew_and_a_new_run_clears_the_folder(tmp_path):
     train(config(tmp_path, resume=True))
-    first = gpu.read_log(tmp_path / "run" / "log.csv")
+    first = read_log(tmp_path / "run" / "log.csv")
     train(config(tmp_path))
-    assert gpu.read_log(tmp_path / "run" / "log.csv") == first
+    assert read_log(tmp_path / "run" / "log.csv") == first
 
 
 def test_resume_with_other_settings_is_refused(tmp_path):
@@ -134,7 +138,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
     kept = (tmp_path / "run" / "checkpoint.pt").read_bytes()
     content = weights(tmp_path / "run")
     content["config"].update(steps=12, poison=10)
-    gpu.save_checkpoint(tmp_path / "run" / "checkpoint.pt", content)
+    save_checkpoint(tmp_path / "run" / "checkpoint.pt", content)
     kept = (tmp_path / "run" / "checkpoint.pt").read_bytes()
     with pytest.raises(gpu.TrainingStopped, match="step 11.*kept"):
         train(config(tmp_path, resume=True, steps=12, poison=10))
@@ -151,7 +155,7 @@ def test_a_failing_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", disk_full)
     with pytest.raises(OSError):
-        gpu.save_checkpoint(tmp_path / "run" / "checkpoint.pt", {})
+        save_checkpoint(tmp_path / "run" / "checkpoint.pt", {})
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == kept
     assert not list((tmp_path / "run").glob("*.tmp"))
 
@@ -164,18 +168,18 @@ def test_unreadable_checkpoints(tmp_path, content):
         content = (tmp_path / "run" / "checkpoint.pt").read_bytes()[:-200]
     path.write_bytes(content)
     with pytest.raises(InputError, match="checkpoint.pt"):
-        gpu.load_checkpoint(path)
+        load_checkpoint(path)
     with pytest.raises(InputError, match="no checkpoint"):
-        gpu.load_checkpoint(tmp_path / "absent.pt")
+        load_checkpoint(tmp_path / "absent.pt")
 
 
 def test_checkpoint_of_another_paper_or_variant(tmp_path):
     train(config(tmp_path))
     path = tmp_path / "run" / "checkpoint.pt"
     with pytest.raises(InputError, match="'toy', expected one of 'other'"):
-        gpu.load_checkpoint(path, "other")
+        load_checkpoint(path, "other")
     with pytest.raises(InputError, match="variant 'full', expected 'unet'"):
-        gpu.load_checkpoint(path, "toy", "unet")
+        load_checkpoint(path, "toy", "unet")
 
 
 def test_checkpoints_hold_no_pickled_objects(tmp_path):
@@ -196,19 +200,19 @@ def test_samples_depend_on_the_step_alone(tmp_path):
 
 
 def test_sampler_covers_each_epoch_once_and_divides_a_batch():
-    steps = list(gpu.StepSampler(12, 4, seed=1, start=0, steps=6))
+    steps = list(StepSampler(12, 4, seed=1, start=0, steps=6))
     for epoch in (steps[:3], steps[3:]):
         assert sorted(index for batch in epoch for index, _ in batch) == list(range(12))
     assert steps[:3] != steps[3:]
-    assert list(gpu.StepSampler(12, 4, seed=1, start=2, steps=6)) == steps[2:]
-    ranks = [list(gpu.StepSampler(12, 4, 1, 0, 6, rank, world=2)) for rank in (0, 1)]
+    assert list(StepSampler(12, 4, seed=1, start=2, steps=6)) == steps[2:]
+    ranks = [list(StepSampler(12, 4, 1, 0, 6, rank, world=2)) for rank in (0, 1)]
     assert [a + b for a, b in zip(*ranks)] == steps
-    parts = list(gpu.StepSampler(12, 4, 1, 0, 6, accumulate=2))
+    parts = list(StepSampler(12, 4, 1, 0, 6, accumulate=2))
     assert [parts[i] + parts[i + 1] for i in range(0, 12, 2)] == steps
 
 
 def test_sampler_of_a_set_smaller_than_a_batch():
-    (batch,) = gpu.StepSampler(3, 8, seed=0, start=0, steps=1)
+    (batch,) = StepSampler(3, 8, seed=0, start=0, steps=1)
     assert len(batch) == 8 and {index for index, _ in batch} == {0, 1, 2}
 
 
@@ -223,7 +227,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
         run.restore(optimizer=optimizer)
         for _, batch in run.batches(Noisy(), 3):
             run.update((model(batch["x"])[:, 0] - batch["y"]).square().mean(), optimizer)
-        return model.weight.detach(), gpu.read_log(settings.out / "log.csv")["loss"]
+        return model.weight.detach(), read_log(settings.out / "log.csv")["loss"]
 
     (one, log_one), (two, log_two) = run_one(1), run_one(2)
     torch.testing.assert_close(one, two)
@@ -243,7 +247,7 @@ def test_unknown_device(tmp_path):
 
 def test_bf16_runs_on_cpu(tmp_path):
     train(config(tmp_path, precision="bf16"))
-    assert np.isfinite(gpu.read_log(tmp_path / "run" / "log.csv")["loss"]).all()
+    assert np.isfinite(read_log(tmp_path / "run" / "log.csv")["loss"]).all()
 
 
 def test_channels_last_changes_the_layout_alone(tmp_path):
@@ -286,7 +290,7 @@ def _train_rank(rank, settings):
 def test_two_processes_follow_one_with_batch_norm(tmp_path):
     train(config(tmp_path, "one", dropout=0.0))
     in_processes(_train_rank, config(tmp_path, "two", dropout=0.0))
-    one, two = (gpu.read_log(tmp_path / name / "log.csv")["loss"] for name in ("one", "two"))
+    one, two = (read_log(tmp_path / name / "log.csv")["loss"] for name in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-5)
     a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
     for key, value in a["models"][0].items():
@@ -315,7 +319,7 @@ def _stop_rank(rank, settings):
 def _gather_rank(rank, folder):
     torch.distributed.init_process_group("gloo")
     x = torch.full((2, 3), float(rank + 1), requires_grad=True)
-    everything = gpu.gather(x)
+    everything = gather(x)
     assert everything.shape == (4, 3)
     everything.square().sum().backward()
     # Both processes compute the loss, so each element's gradient arrives from both.
@@ -325,17 +329,17 @@ def _gather_rank(rank, folder):
 
 def test_gather_is_differentiable(tmp_path):
     x = torch.ones(2, 3)
-    assert gpu.gather(x) is x
+    assert gather(x) is x
     in_processes(_gather_rank, tmp_path)
 
 
 def test_synced_batch_norm_in_one_process_is_batch_norm(monkeypatch):
-    monkeypatch.setattr(gpu.dist, "all_reduce", lambda tensor: None)
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda tensor: None)
     torch.manual_seed(0)
     plain = nn.BatchNorm3d(4)
     nn.init.normal_(plain.weight)
-    synced = gpu.synchronise_batch_norm(nn.Sequential(plain), torch.device("cpu"))[0]
-    assert isinstance(synced, gpu.SyncedBatchNorm)
+    synced = synchronise_batch_norm(nn.Sequential(plain), torch.device("cpu"))[0]
+    assert isinstance(synced, SyncedBatchNorm)
     x = 3 + 2 * torch.randn(2, 4, 3, 3, 3)
     torch.testing.assert_close(synced(x), plain(x), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(synced.running_var, plain.running_var, rtol=1e-4, atol=1e-5)
