@@ -27,6 +27,16 @@ def load_paper(slug: str) -> dict:
         return tomllib.load(file)
 
 
+def headline(paper: dict, dataset: str) -> dict | None:
+    """The headline claim for a data set: the first of `[study] headline` that speaks about it; None if none does."""
+    from benchmarks.claims import claims_for
+
+    wanted = paper.get("study", {}).get("headline", [])
+    wanted = [wanted] if isinstance(wanted, str) else wanted
+    there = {claim["id"]: claim for claim in claims_for(paper, dataset)}
+    return next((there[name] for name in wanted if name in there), None)
+
+
 def verdicts_on_paper(paper: dict, result: dict) -> dict[str, str]:
     """Claim -> verdict, without the controls: claims that others name in `requires`."""
     controls = {name for claim in paper["claim"] for name in claim.get("requires", [])}

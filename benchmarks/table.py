@@ -35,6 +35,14 @@ def dataset_name(result: dict) -> str:
     return "**stand-in**" if result["standin"] else result["dataset"]
 
 
+def seeds_text(result: dict) -> str:
+    """`3 seeds`, or `3 to 5 seeds` where variants differ."""
+    seeds = result["seeds"]
+    numbers = sorted(set(seeds.values())) if isinstance(seeds, dict) else [seeds]
+    text = " to ".join(str(number) for number in dict.fromkeys([numbers[0], numbers[-1]]))
+    return f"{text} seed{'s' if numbers[-1] > 1 else ''}"
+
+
 def duration(result: dict) -> str:
     return f"{result['minutes']:.1f} min on {result['device']}"
 
@@ -98,7 +106,7 @@ def provenance(paper: dict, result: dict) -> str:
     """One sentence on how a result was made."""
     text = (
         f"Data set {dataset_name(result)}, {result['cases']} test cases, profile `{result['profile']}`, "
-        f"{result['seeds']} seed{'s' if result['seeds'] > 1 else ''}, {duration(result)}, "
+        f"{seeds_text(result)}, {duration(result)}, "
         f"peak memory {result['memory_mb'] / 1024:.1f} GiB, torch {result['versions']['torch']}, {result['date']}."
     )
     if result["code"] != ledger.digest_of_paper(paper["slug"], result["standin"]):
@@ -120,7 +128,7 @@ def section(paper: dict, result: dict) -> str:
 
 def for_terminal(paper: dict, result: dict) -> str:
     """The end of `make reproduce`: numbers and verdicts in plain text."""
-    lines = [f"{paper['name']} on {result['dataset']} ({result['cases']} test cases, {result['seeds']} seeds), "]
+    lines = [f"{paper['name']} on {result['dataset']} ({result['cases']} test cases, {seeds_text(result)}), "]
     lines[0] += f"{duration(result)}; in brackets the paper's numbers, on its own data"
     variants = [variant for variant in paper["variant"] if variant["name"] in result["results"]]
     width = max(len(variant["label"]) for variant in variants) + 2
