@@ -37,8 +37,9 @@ def read_curve(path: Path, points: int = CURVE_POINTS) -> dict | None:
         return None
     with path.open(newline="", encoding="utf-8") as file:
         columns, *rows = list(csv.reader(file))
+    read = [int if name == "step" else lambda cell: _rounded(cell, 4) for name in columns]
     kept = thinned(len(rows), points)
-    return {"columns": columns, "rows": [[_rounded(cell, 4) for cell in rows[index]] for index in kept]}
+    return {"columns": columns, "rows": [[f(cell) for f, cell in zip(read, rows[index])] for index in kept]}
 
 
 def thinned(length: int, points: int) -> list[int]:
@@ -94,7 +95,7 @@ def make_result(
     curves: dict[str, dict] = {}
     durations: dict[str, list[float]] = {}
     memory = {"memory_mb": 0.0}
-    for training, measured in used.items():
+    for measured in used.values():
         for key in ("memory_mb", "gpu_memory_mb"):
             memory[key] = max(memory.get(key, 0.0), measured.get(key, 0.0))
     for training in (item for item in setup.plan.trainings() if item in used and item.length == 1):

@@ -180,7 +180,7 @@ def length_curve(
     claim = ledger.headline(paper, dataset)
     if claim is None:
         return None, f"no headline claim speaks about {dataset}"
-    names = variants_of(claim)
+    names = [variant["name"] for variant in paper["variant"] if variant["name"] in variants_of(claim)]
     missing = [name for name in names if name not in seeds]
     if missing:
         return None, f"{claim['id']} compares {', '.join(missing)}, which this run leaves out"
@@ -188,7 +188,7 @@ def length_curve(
     if not trained:
         return None, f"nothing is trained for {claim['id']}"
     settings = study["length"] if isinstance(study["length"], list) else [study["length"]]
-    fewest = min(seeds[name] for name in with_needed(list(names), needs))
+    fewest = min(seeds[name] for name in with_needed(names, needs))
     number = min(chosen or study.get("seeds", 3), fewest)
     untrained = tuple(name for name in names if name not in trained)
     return LengthCurve(claim["id"], tuple(settings), number, trained, untrained), ""
@@ -221,7 +221,7 @@ def _total(value) -> float:
 def _times(value, factor: float):
     """
     >>> _times(300, 0.5), _times((5, 1, 0), 0.5), _times(1.5, 2.0), _times(None, 2.0)
-    (150, (2, 1, 0), 3.0, None)
+    (150, (3, 1, 0), 3.0, None)
     """
     if value is None or value == 0:
         return value
@@ -239,7 +239,8 @@ def in_order(plan: Plan, seconds: dict[str, float]) -> list[Training]:
         plan: what is to be run.
         seconds: variant -> duration of one training at full length in an earlier result. Those without come first.
 
-    >>> plan = Plan({"initial": 1, "random": 1, "full": 1, "nio": 1}, dict(initial=None, random=None, full=None, nio="full"))
+    >>> needs = {"initial": None, "random": None, "full": None, "nio": "full"}
+    >>> plan = Plan(dict.fromkeys(needs, 1), needs)
     >>> [item.variant for item in in_order(plan, {"initial": 1.0, "random": 50.0, "full": 40.0, "nio": 30.0})]
     ['full', 'random', 'nio', 'initial']
     """

@@ -40,7 +40,7 @@ class Options:
     name: str | None = None
     """name of the data set in the results; default: the folder's name, or standin"""
     profile: str = "cpu"
-    """smoke (seconds, for the tests), cpu (minutes: the headline), study (the evidence) or paper (the paper's recipe)"""
+    """smoke (seconds, for tests), cpu (minutes, the headline), study (the evidence) or paper (the paper's recipe)"""
     seeds: int | None = None
     """number of training seeds of every variant; default: what paper.toml asks for"""
     variants: str | None = None

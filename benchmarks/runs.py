@@ -192,7 +192,7 @@ def check_interrupted(folder: Path, paper: str) -> None:
     Raises:
         InputError: it can't.
     """
-    from shared.gpu import load_checkpoint
+    from shared.checkpoints import load_checkpoint
 
     load_checkpoint(folder / "checkpoint.pt", paper)
     try:

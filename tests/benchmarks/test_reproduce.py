@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from benchmarks import ledger, reproduce
+from benchmarks import data, fingerprint, ledger, outcome, plan, settings, steps
 from benchmarks.reproduce import differences
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("scaffold")]
@@ -144,5 +144,6 @@ def test_differences_from_the_ledger():
     assert len(differences(result(None), result(21.0), 0.15)) == 1
 
 
-def test_examples_in_docstrings():
-    assert doctest.testmod(reproduce).failed == 0
+@pytest.mark.parametrize("module", [data, fingerprint, outcome, plan, settings, steps])
+def test_examples_in_docstrings(module):
+    assert doctest.testmod(module).failed == 0
