@@ -1,0 +1,547 @@
+"""Data files that are read or refused: HDF5, .npy, .npz, JSON, tables and lists of names.
+
+Whatever is wrong with a file, the caller gets one `InputError` that names the file, what was expected and what was
+found. What is checked, everywhere:
+
+- Sizes come from the header and are compared with `MOST_BYTES` before memory is taken.
+- Nothing is unpickled, and no file is read but the one that was asked for: HDF5's external links, external storage and
+  virtual data sets are refused.
+- A file that is cut short, a checksum that is wrong, a name that comes twice: refused.
+- NaN and infinity are refused unless the caller says that they may occur.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "slice.npz"
+    >>> np.savez(path, image=np.zeros((4, 5)), label=np.full((4, 5), 7.0))
+    >>> arrays = {"image": Array(ndim=2, dtype="float32"), "label": Array(like="image", whole=True, least=0, most=3)}
+    >>> read_npz(path, arrays)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    shared.errors.InputError: ...slice.npz: 'label' holds 7, expected values from 0 to 3
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import zipfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shared.errors import InputError
+from shared.files import refuse_duplicates
+
+MOST_BYTES = 8 * 2**30
+"""an array in memory; no published data set of these papers has a larger one"""
+MOST_BLOCK_BYTES = 2**28
+"""a block of a compressed HDF5 array that is smaller itself"""
+MOST_TEXT_BYTES = 2**30
+"""a table, a list or a JSON file"""
+MOST_NESTED = 64
+"""levels of a JSON file"""
+
+
+@dataclass(frozen=True)
+class Array:
+    """What an array in a file must be. An array without elements is always refused."""
+
+    ndim: int | Collection[int] | None = None
+    """how many axes, or which numbers of them may be"""
+    shape: tuple[int | None, ...] | None = None
+    """length of each axis; None stands for any"""
+    like: str | None = None
+    """name of an array earlier in the list that must have the same shape"""
+    dtype: str | np.dtype | None = None
+    """type to convert to; values that it can't hold are refused"""
+    whole: bool = False
+    """whole numbers: stored as integers, or as floats that are whole, which become int64 without a `dtype`"""
+    least: float | None = None
+    """smallest value allowed"""
+    most: float | None = None
+    """largest value allowed"""
+    finite: bool = True
+    """refuse NaN and infinity"""
+    text: bool = False
+    """strings of a fixed length instead of numbers"""
+    optional: bool = False
+    """leave it out of the result where the file lacks it"""
+
+
+# --- files and errors ------------------------------------------------------------------------------------
+
+
+def need_file(path: str | Path, expected: str) -> Path:
+    """The path, if an ordinary file is there.
+
+    Args:
+        path: of the file.
+        expected: what it should be, for the message: "a table as .csv".
+
+    Raises:
+        InputError: nothing is there, or a folder or a device.
+    """
+    path = Path(path)
+    try:
+        if path.is_file():
+            return path
+        found = "it is a folder" if path.is_dir() else "it is no ordinary file" if path.exists() else None
+    except OSError as error:  # a name too long, a folder that can't be entered
+        found = error.strerror
+    raise InputError(f"{path}: {found or 'there is no such file'}; expected {expected}")
+
+
+@contextmanager
+def reading(path: Path, expected: str) -> Iterator[None]:
+    """Turn whatever a library raises about a broken file into one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except MemoryError as error:
+        raise InputError(f"{path}: does not fit into the memory of this machine") from error
+    except Exception as error:  # h5py, zipfile and Pillow raise a dozen kinds for broken files
+        lines = str(error).strip().splitlines()
+        reason = f" ({lines[0][:160]})" if lines else ""
+        raise InputError(
+            f"{path}: can't be read as {expected}; it is truncated, damaged or of another format{reason}"
+        ) from error
+
+
+def check_size(path: Path, what: str, items: int, item_bytes: int) -> None:
+    """Refuse what would take more than `MOST_BYTES` of memory; numbers from a header, so possibly absurd."""
+    if items * item_bytes > MOST_BYTES:
+        raise InputError(
+            f"{path}: {what} would take {items * item_bytes / 2**30:.3g} GiB of memory, more than the limit of "
+            f"{MOST_BYTES / 2**30:g} GiB; is this the right file?"
+        )
+
+
+# --- arrays ----------------------------------------------------------------------------------------------
+
+
+def _quoted(names: Collection[str], most: int = 8) -> str:
+    listed = [repr(name) for name in list(names)[:most]]
+    return ", ".join(listed + ["..."] * (len(names) > most)) or "nothing"
+
+
+def _check_header(path: Path, name: str, wanted: Array, shape: tuple, dtype: np.dtype, shapes: Mapping) -> None:
+    """All that can be said before the values are read."""
+    if dtype.hasobject:
+        raise InputError(f"{path}: '{name}' holds objects or strings of any length; expected an array of numbers")
+    if wanted.text != (dtype.kind in "SU") or (not wanted.text and dtype.kind not in "biuf"):
+        expected = "text of a fixed length" if wanted.text else "real numbers"
+        raise InputError(f"{path}: '{name}' has the type {dtype}, expected {expected}")
+    shape_text = f"the shape {tuple(shape)}"
+    if any(not 0 <= n < 2**63 for n in shape):
+        raise InputError(f"{path}: '{name}' has {shape_text}; the file is damaged")
+    if math.prod(shape) == 0:
+        raise InputError(f"{path}: '{name}' is empty, it has {shape_text}")
+    if wanted.ndim is not None:
+        allowed = [wanted.ndim] if isinstance(wanted.ndim, int) else sorted(wanted.ndim)
+        if len(shape) not in allowed:
+            expected = " or ".join(map(str, allowed))
+            raise InputError(f"{path}: '{name}' has {len(shape)} axes ({shape_text}), expected {expected}")
+    if wanted.shape is not None:
+        fits = len(shape) == len(wanted.shape) and all(b in (None, a) for a, b in zip(shape, wanted.shape))
+        if not fits:
+            expected = ", ".join("any" if n is None else str(n) for n in wanted.shape)
+            raise InputError(f"{path}: '{name}' has {shape_text}, expected ({expected})")
+    if wanted.like is not None and wanted.like in shapes and tuple(shapes[wanted.like]) != tuple(shape):
+        other = tuple(shapes[wanted.like])
+        raise InputError(f"{path}: '{name}' has {shape_text}, but '{wanted.like}' has {other}; they must agree")
+    item_bytes = max(dtype.itemsize, np.dtype(wanted.dtype).itemsize if wanted.dtype is not None else 1)
+    check_size(path, f"'{name}' of {shape_text}", math.prod(shape), item_bytes)
+
+
+def _check_values(path: Path, name: str, wanted: Array, array: np.ndarray) -> np.ndarray:
+    """The array in the type that was asked for, in the machine's byte order, contiguous and writable."""
+    if wanted.text:
+        return array
+    floating = array.dtype.kind == "f"
+    if floating and not (finite := np.isfinite(array)).all():
+        if wanted.finite or wanted.whole:
+            count = int(array.size - np.count_nonzero(finite))
+            raise InputError(f"{path}: '{name}' holds NaN or infinite values ({count} of {array.size})")
+    if wanted.whole and floating:
+        if not (array == np.floor(array)).all():
+            value = array[array != np.floor(array)].flat[0]
+            raise InputError(f"{path}: '{name}' must hold whole numbers, found {value:g}")
+        if np.abs(array).max() >= 2.0**63:
+            raise InputError(f"{path}: '{name}' holds {np.abs(array).max():g}, too large for a whole number of 64 bits")
+        array = array.astype(np.int64)
+    if wanted.least is not None or wanted.most is not None:
+        numbers = array[np.isfinite(array)] if floating else array
+        low, high = (numbers.min(), numbers.max()) if numbers.size else (0, 0)
+        if wanted.least is not None and low < wanted.least or wanted.most is not None and high > wanted.most:
+            value = float(low if wanted.least is not None and low < wanted.least else high)
+            raise InputError(f"{path}: '{name}' holds {value:g}, expected values {_between(wanted)}")
+    native = np.dtype(np.float64) if floating and array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
+    target = native if wanted.dtype is None else np.dtype(wanted.dtype)
+    if target != array.dtype:
+        if target.kind in "iu" and array.dtype.kind in "iuf":
+            low, high = array.min(), array.max()
+            if not np.iinfo(target).min <= low <= high <= np.iinfo(target).max:
+                raise InputError(f"{path}: '{name}' holds {low:g} to {high:g}, which {target} can't hold")
+        with np.errstate(over="ignore", invalid="ignore"):
+            converted = array.astype(target)
+        if target.kind == "f" and np.isfinite(converted).sum() < (np.isfinite(array).sum() if floating else array.size):
+            raise InputError(f"{path}: '{name}' holds values of {np.nanmax(np.abs(array)):g}, too large for {target}")
+        array = converted
+    return np.require(array, requirements=("C", "W"))
+
+
+def _between(wanted: Array) -> str:
+    if wanted.most is None:
+        return f"of at least {wanted.least:g}"
+    if wanted.least is None:
+        return f"of at most {wanted.most:g}"
+    return f"from {wanted.least:g} to {wanted.most:g}"
+
+
+def _lacking(path: Path, name: str, found: Collection[str]) -> InputError:
+    return InputError(f"{path}: has no array '{name}'; it holds {_quoted(sorted(found))}")
+
+
+# --- HDF5 ------------------------------------------------------------------------------------------------
+
+
+def read_hdf5(path: str | Path, arrays: Mapping[str, Array]) -> dict[str, np.ndarray]:
+    """Arrays of an HDF5 file by name.
+
+    Args:
+        path: of the file.
+        arrays: name -> what it must be. "group/name" is a data set in a group, "group@name" an attribute of an
+            object and "@name" one of the file.
+
+    Raises:
+        InputError: the file is missing, broken or no HDF5; an array is lacking, of another type, shape or size, holds
+            values that it must not hold, or lies in another file.
+    """
+    return _hdf5(path, arrays, values=True)
+
+
+def read_hdf5_shapes(path: str | Path, arrays: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    """The shapes of arrays, from the header alone; arguments and errors are those of `read_hdf5`."""
+    return _hdf5(path, arrays, values=False)
+
+
+def _hdf5(path: str | Path, arrays: Mapping[str, Array], values: bool) -> dict:
+    import h5py
+
+    path = need_file(path, "an HDF5 file")
+    shapes, found = {}, {}
+    with reading(path, f"HDF5 with {_quoted(arrays)}"), h5py.File(path, "r") as file:
+        for name, wanted in arrays.items():
+            data = _hdf5_object(path, file, name)
+            if data is None:
+                if not wanted.optional:
+                    raise _lacking(path, name, file.keys())
+                continue
+            if data.shape is None:
+                raise InputError(f"{path}: '{name}' is empty")
+            _check_header(path, name, wanted, data.shape, data.dtype, shapes)
+            shapes[name] = tuple(data.shape)
+            if values and isinstance(data, h5py.Dataset):
+                block = math.prod(data.chunks or ()) * data.dtype.itemsize
+                if block > max(data.nbytes, MOST_BLOCK_BYTES):
+                    raise InputError(
+                        f"{path}: '{name}' is stored in blocks of {block / 2**30:.3g} GiB, larger than itself"
+                    )
+                found[name] = _check_values(path, name, wanted, np.asarray(data[()]))
+            elif values:
+                buffer = np.empty(data.shape, data.dtype)
+                data.read(buffer)
+                found[name] = _check_values(path, name, wanted, buffer)
+    return found if values else shapes
+
+
+def _hdf5_object(path: Path, file, name: str):
+    """The data set or attribute of a name, or None; links are followed by hand, and only inside the file."""
+    import h5py
+
+    where, at, attribute = name.partition("@")
+    todo, node, steps = [part for part in where.split("/") if part], file, 0
+    while todo:
+        steps += 1
+        if steps > 100:
+            raise InputError(f"{path}: '{name}' is a link that leads in a circle")
+        part = todo.pop(0)
+        if not isinstance(node, h5py.Group) or part not in node.keys():
+            return None
+        link = node.get(part, getlink=True)
+        if isinstance(link, h5py.ExternalLink):
+            raise InputError(
+                f"{path}: '{name}' is a link to another file ({link.filename}); copy the data into this one"
+            )
+        if isinstance(link, h5py.SoftLink):
+            target = [step for step in link.path.split("/") if step not in ("", ".")]
+            node, todo = (file if link.path.startswith("/") else node), target + todo
+        else:
+            node = node[part]
+    if at:
+        # Low-level, because `attrs[name]` reads the value at once.
+        return h5py.h5a.open(node.id, attribute.encode()) if attribute in node.attrs else None
+    if not isinstance(node, h5py.Dataset):
+        raise InputError(f"{path}: '{name}' is a {type(node).__name__.lower()}, expected an array")
+    if node.external or node.is_virtual:
+        raise InputError(f"{path}: the values of '{name}' lie in other files; copy them into this one")
+    return node
+
+
+# --- NumPy -----------------------------------------------------------------------------------------------
+
+
+def read_npy(path: str | Path, wanted: Array) -> np.ndarray:
+    """The array of an .npy file.
+
+    Raises:
+        InputError: as for `read_npz`.
+    """
+    path = need_file(path, "a NumPy file .npy")
+    with reading(path, "a NumPy file .npy"), path.open("rb") as stream:
+        return _npy(path, path.stem, wanted, stream, path.stat().st_size, {})
+
+
+def read_npz(path: str | Path, arrays: Mapping[str, Array]) -> dict[str, np.ndarray]:
+    """Arrays of an .npz file by name; others that it holds are not looked at.
+
+    Raises:
+        InputError: the file is missing, broken or no .npz; an array is lacking, comes twice, is of another type, shape
+            or size, or holds values that it must not hold.
+    """
+    path = need_file(path, f"a NumPy file .npz with {_quoted(arrays)}")
+    shapes, found = {}, {}
+    with reading(path, f"a NumPy file .npz with {_quoted(arrays)}"), zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        refuse_duplicates([member.filename.removesuffix(".npy") for member in members], f"{path}: arrays")
+        members = {member.filename.removesuffix(".npy"): member for member in members}
+        for name, wanted in arrays.items():
+            if name in members:
+                with archive.open(members[name]) as stream:
+                    found[name] = _npy(path, name, wanted, stream, members[name].file_size, shapes)
+            elif not wanted.optional:
+                raise _lacking(path, name, members)
+    return found
+
+
+def names_in_npz(path: str | Path) -> list[str]:
+    """Names of the arrays in an .npz file.
+
+    Raises:
+        InputError: the file is missing, broken or no .npz, or a name comes twice.
+    """
+    path = need_file(path, "a NumPy file .npz")
+    with reading(path, "a NumPy file .npz"), zipfile.ZipFile(path) as archive:
+        names = [member.filename.removesuffix(".npy") for member in archive.infolist()]
+    refuse_duplicates(names, f"{path}: arrays")
+    return names
+
+
+def _npy(path: Path, name: str, wanted: Array, stream, size: int, shapes: dict) -> np.ndarray:
+    version = np.lib.format.read_magic(stream)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in read_header:
+        raise InputError(f"{path}: '{name}' has the version {version} of NumPy's format, expected 1 or 2")
+    shape, _, dtype = read_header[version](stream)
+    _check_header(path, name, wanted, shape, dtype, shapes)
+    held, needed = size - stream.tell(), math.prod(shape) * dtype.itemsize
+    if held != needed:
+        raise InputError(f"{path}: '{name}' has {held} bytes of values, but its shape {shape} needs {needed}")
+    shapes[name] = tuple(shape)
+    stream.seek(0)
+    array = np.lib.format.read_array(stream, allow_pickle=False)
+    stream.read(1)  # at its end, a zip file compares the checksum
+    return _check_values(path, name, wanted, array)
+
+
+# --- text ------------------------------------------------------------------------------------------------
+
+
+def read_text(path: str | Path, expected: str) -> str:
+    """A file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        InputError: missing, larger than `MOST_TEXT_BYTES`, in another encoding, or with zero bytes.
+    """
+    path = need_file(path, expected)
+    with reading(path, expected):
+        size = path.stat().st_size
+        if size > MOST_TEXT_BYTES:
+            raise InputError(f"{path}: has {size / 2**30:.3g} GiB, more than the limit of 1 GiB; expected {expected}")
+        content = path.read_bytes()
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: is not text in UTF-8 (byte {error.start}); expected {expected}") from error
+    if "\0" in text:
+        raise InputError(f"{path}: holds zero bytes, so it is no text; expected {expected}")
+    return text
+
+
+def read_names(path: str | Path, what: str) -> list[str]:
+    """A list of names, one a line; blank lines and spaces around the names are dropped.
+
+    Args:
+        path: of the list.
+        what: is named, in the plural: "scans".
+
+    Raises:
+        InputError: missing, no text, no name in it, or one twice.
+    """
+    text = read_text(path, f"a list of {what}, one a line")
+    names = [line.strip() for line in io.StringIO(text, newline=None) if line.strip()]
+    if not names:
+        raise InputError(f"{path}: names no {what}; expected one a line")
+    refuse_duplicates(names, f"{path}: {what}")
+    return names
+
+
+def read_json(path: str | Path, expected: str, kind: type = dict, finite: bool = True) -> Any:
+    """The content of a JSON file.
+
+    Args:
+        path: of the file.
+        expected: what it should be, for the message: "a list of questions".
+        kind: of the outermost value, dict or list.
+        finite: refuse NaN and infinity, which JSON has not but Python writes.
+
+    Raises:
+        InputError: missing, truncated, another encoding, another kind, a key that comes twice in an object, nested too
+            deeply, or numbers that are not finite.
+    """
+
+    def checked(text: str) -> float:
+        value = float(text)
+        if finite and not math.isfinite(value):
+            raise InputError(f"{path}: holds the number {text[:40]}; expected finite ones")
+        return value
+
+    def whole(text: str) -> int:
+        if len(text) > 19:
+            raise InputError(f"{path}: holds the whole number {text[:40]}..., too large for 64 bits")
+        return int(text)
+
+    def entries(pairs: list[tuple[str, Any]]) -> dict:
+        refuse_duplicates([key for key, _ in pairs], f"{path}: entries of one object")
+        return dict(pairs)
+
+    text = read_text(path, expected)
+    with reading(Path(path), f"JSON with {expected}"):
+        content = json.loads(
+            text, parse_float=checked, parse_constant=checked, parse_int=whole, object_pairs_hook=entries
+        )
+    level, depth = [content], 0
+    while level := [item for value in level for item in _children(value)]:
+        depth += 1
+        if depth > MOST_NESTED:
+            raise InputError(f"{path}: is nested more than {MOST_NESTED} levels deep; expected {expected}")
+    if "\\ud" in text.lower():  # half of a character, which no file name and no table can hold
+        try:
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(f"{path}: holds half of a surrogate pair, which is no character") from error
+    if not isinstance(content, kind):
+        names = {dict: "an object {...}", list: "a list [...]"}
+        found = names.get(type(content), type(content).__name__)
+        raise InputError(f"{path}: expected {expected} as {names[kind]}, found {found}")
+    return content
+
+
+def _children(value: Any) -> Collection:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+# --- tables ----------------------------------------------------------------------------------------------
+
+
+def read_csv_table(
+    path: str | Path, columns: Sequence[str] = (), unique: str | None = None, delimiter: str = ","
+) -> tuple[list[str], list[list[str]]]:
+    """The names of the columns and the rows of a table, all cells as text.
+
+    Args:
+        path: of the .csv file.
+        columns: that it must have; it may have others.
+        unique: a column in which no value may come twice, such as that of the case.
+        delimiter: between cells.
+
+    Raises:
+        InputError: missing, no text in UTF-8, no rows, a column that is lacking or comes twice, a row with more or
+            fewer cells than the heading, a quotation that doesn't end, or a value of `unique` that comes twice.
+    """
+    expected = f"a table with the columns {', '.join(columns)}" if columns else "a table with a heading line"
+    text = read_text(path, expected)
+    header, rows = None, []
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    with reading(Path(path), "a table"):
+        for cells in reader:
+            if not cells:
+                continue
+            if header is None:
+                header = [name.strip() for name in cells]
+                _check_heading(Path(path), header, columns, delimiter)
+            elif len(cells) != len(header):
+                raise InputError(
+                    f"{path}: line {reader.line_num} has {len(cells)} cells and the heading {len(header)}; the file is "
+                    "truncated, or a cell with a comma has no quotes"
+                )
+            else:
+                rows.append(cells)
+    if not rows:
+        raise InputError(f"{path}: has no rows; expected {expected}")
+    if unique is not None:
+        place = header.index(unique)
+        refuse_duplicates([row[place].strip() for row in rows], f"{path}: values of '{unique}'")
+    return header, rows
+
+
+def read_csv_rows(
+    path: str | Path, columns: Sequence[str] = (), unique: str | None = None, delimiter: str = ","
+) -> list[dict[str, str]]:
+    """The rows of a table, column -> cell; arguments and errors are those of `read_csv_table`."""
+    header, rows = read_csv_table(path, columns, unique, delimiter)
+    return [dict(zip(header, row)) for row in rows]
+
+
+def _check_heading(path: Path, header: list[str], columns: Sequence[str], delimiter: str) -> None:
+    refuse_duplicates(header, f"{path}: columns")
+    lacking = [name for name in columns if name not in header]
+    if not lacking:
+        return
+    other = next((mark for mark in ";\t|," if mark != delimiter and len(header) == 1 and mark in header[0]), None)
+    if other is not None:
+        mark = {"\t": "tabulators"}.get(other, f"'{other}'")
+        raise InputError(f"{path}: its cells are separated by {mark}, expected '{delimiter}'; save it so again")
+    raise InputError(f"{path}: has no column '{lacking[0]}'; its columns are {_quoted(header)}")
+
+
+def number(text: str, what: str, finite: bool = True) -> float:
+    """A cell as a number.
+
+    Args:
+        text: of the cell.
+        what: it is and where, for the message: "scores.csv: age of subject 7".
+        finite: refuse nan and inf.
+
+    Raises:
+        InputError: no number, or one that is not finite.
+
+    Example:
+        >>> number(" 1.5e3 ", "a.csv: age"), number("nan", "a.csv: age", finite=False)
+        (1500.0, nan)
+    """
+    try:
+        if "_" in text or not text.isascii():  # Python reads 1_000 and digits of other scripts
+            raise ValueError
+        value = float(text)
+    except ValueError as error:
+        hint = " with a decimal point" if text.count(",") == 1 else ""
+        raise InputError(f"{what}: expected a number{hint}, found {text[:40]!r}") from error
+    if finite and not math.isfinite(value):
+        raise InputError(f"{what}: expected a finite number, found {text.strip()!r}")
+    return value
