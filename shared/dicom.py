@@ -67,9 +67,8 @@ def read_dicom_series(folder: str | Path, series_uid: str | None = None) -> Imag
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise InputError(
-                f"{folder} can't be read as one volume: expected complete slices of the same size, found "
-                "an error "
-                f"in series {series_uid} ({reason}); copy or export the series again"
+                f"{folder} can't be read as one volume: expected complete slices of the same size, found an error in "
+                f"series {series_uid} ({reason}); copy or export the series again"
             ) from error
     return from_sitk(image, folder)
 
@@ -128,15 +127,13 @@ def _check_slices(names: Sequence[str], folder: Path) -> None:
             orientations.append([float(value) for value in tags["0020|0037"].split("\\")])
         except (KeyError, ValueError, RuntimeError) as error:
             raise InputError(
-                f"{name} can't be placed in its series: expected a DICOM slice with position and "
-                "orientation (tags "
+                f"{name} can't be placed in its series: expected a DICOM slice with position and orientation (tags "
                 "0020,0032 and 0020,0037), found none that can be read; copy or export the series again"
             ) from error
     positions, orientations = np.array(positions), np.array(orientations)
     if np.abs(orientations - orientations[0]).max() > SHEAR_TOLERANCE:
         raise InputError(
-            f"{folder} is not one volume: expected slices that are all parallel, found several "
-            "orientations; keep the "
+            f"{folder} is not one volume: expected slices that are all parallel, found several orientations; keep the "
             "slices of one stack"
         )
     normal = np.cross(orientations[0, :3], orientations[0, 3:])
@@ -146,15 +143,12 @@ def _check_slices(names: Sequence[str], folder: Path) -> None:
     even = positions[0] + np.arange(len(names))[:, None] * step
     if distance == 0 or np.abs(positions - even).max() > SLICE_GAP_TOLERANCE * distance:
         raise InputError(
-            f"{folder} is not one even stack of {len(names)} slices: expected the same distance between "
-            "neighbours, "
-            f"found {np.abs(gaps).min():.3g} to {np.abs(gaps).max():.3g} mm; add the missing slices, or "
-            "split the "
+            f"{folder} is not one even stack of {len(names)} slices: expected the same distance between neighbours, "
+            f"found {np.abs(gaps).min():.3g} to {np.abs(gaps).max():.3g} mm; add the missing slices, or split the "
             "series if it holds several volumes"
         )
     if np.linalg.norm(step - (step @ normal) * normal) > SHEAR_TOLERANCE * distance:
         raise InputError(
             f"{folder} is a tilted stack: expected slices stacked along their normal, found a shift of "
-            f"{np.linalg.norm(step - (step @ normal) * normal):.3g} mm per slice (gantry tilt); correct "
-            "the tilt first"
+            f"{np.linalg.norm(step - (step @ normal) * normal):.3g} mm per slice (gantry tilt); correct the tilt first"
         )

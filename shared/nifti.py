@@ -30,9 +30,13 @@ from shared.nifti_header import (
     check_numeric,
     check_raw_header,
     check_shape,
+    check_size,
+    check_units,
+    data_shape,
     image_class_of,
     is_sheared,
     listed,
+    mend_qform,
     moved_header,
     name_of,
     opener_of,
@@ -41,6 +45,8 @@ from shared.nifti_header import (
 )
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# A label belongs to an image if no voxel centre is further away than this, in voxels of the image along each axis.
+GRID_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,10 +128,9 @@ def load(
 
     Raises:
         InputError: no such file; not a NIfTI file; truncated or corrupt; wrong number of dimensions; a
-            dimension of size zero; spacing or affine that can't be used; voxels that are not numbers, not
-            finite, or don't fit `dtype`.
+            dimension of size zero; more voxels than `shared.nifti_header.MAX_VOXELS`; spacing, unit or affine that
+            can't be used; voxels that are not numbers, not finite, or don't fit `dtype`.
     """
-    import nibabel
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
 
@@ -142,13 +147,16 @@ def load(
             header = image_class.header_class.from_fileobj(stream, check=False)
             check_raw_header(header, path, ndim)
             check_length(header, path)
-            stream.seek(0)
-            holder = nibabel.FileHolder(fileobj=stream)
-            image = image_class.from_file_map({"header": holder, "image": holder}, mmap=False)
+            check_size(data_shape(header), str(path), "crop or resample the volume")
+            header.check_fix()
+            mend_qform(header)
+            affine = affine_of_header(header, int(header["dim"][0]))
+            check_affine(affine, str(path))
+            check_units(header, affine, int(header["dim"][0]), str(path))
+            image = image_class(image_class.ImageArrayProxy(stream, header.copy(), mmap=False), None, header)
             data = _read_voxels(image, path)
             while stream.read(1 << 20):  # to the end, where gzip checks its sum
                 pass
-            affine = affine_of_header(image.header, data.ndim)
     except InputError:
         raise
     except EOFError as error:
@@ -156,7 +164,6 @@ def load(
     except (OSError, ValueError, KeyError, zlib.error, ImageFileError, HeaderDataError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(damaged.format(reason=reason)) from error
-    check_affine(affine, str(path))
     if not allow_nan:
         _check_finite(data, str(path))
     if dtype is not None:
@@ -190,11 +197,9 @@ def load_labels(
     ):
         if unfit.any():
             raise InputError(
-                f"{path} is no valid label map: expected the labels {wanted}, found {counts[unfit].sum()} "
-                "voxels "
-                f"with values that {what} ({listed(found[unfit].tolist())}); remap the labels or check that "
-                "this "
-                "is the right file"
+                f"{path} is no valid label map: expected the labels {wanted}, found {counts[unfit].sum()} voxels with "
+                f"values that {what} ({listed(found[unfit].tolist())}); remap the labels or check that this is the "
+                "right file"
             )
     return replace(image, data=image.data.astype(_narrowest(min(values, default=0), max(values, default=0))))
 
@@ -270,8 +275,8 @@ def save(
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(
-            f"{path} can't be written: expected {path.parent} to be a folder, found a file in its place; "
-            "choose another folder"
+            f"{path} can't be written: expected {path.parent} to be a folder, found a file in its place; choose "
+            "another folder"
         ) from error
     temporary = path.with_name(f".{path.name[: -len(suffix)]}.{uuid.uuid4().hex[:8]}{suffix}")
     try:
@@ -279,6 +284,47 @@ def save(
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def grid_difference(label: Image, image: Image) -> str | None:
+    """How the voxel grid of `label` differs from that of `image`, in words; None if it is the same.
+
+    The same grid has the same spatial shape, and no voxel centre more than `GRID_TOLERANCE` voxels away from that of
+    the image. A time axis does not count.
+    """
+    if label.shape[:3] != image.shape[:3]:
+        return f"expected the same spatial shape {image.shape[:3]}, found {label.shape[:3]}"
+    sizes = [*image.shape[:3], 1][:3]
+    corners = np.array([[*np.multiply(corner, np.subtract(sizes, 1)), 1] for corner in np.ndindex(2, 2, 2)]).T
+    apart = label.affine @ corners - image.affine @ corners
+    voxels = np.abs(np.linalg.inv(image.affine) @ apart).max()
+    if voxels <= GRID_TOLERANCE:
+        return None
+    found = f"expected the same affine, found voxels up to {np.linalg.norm(apart, axis=0).max():.3g} mm apart"
+    if label.orientation != image.orientation:
+        found += f" (axes to {', '.join(label.orientation)}, not {', '.join(image.orientation)})"
+    return found
+
+
+def same_grid(
+    label: Image, image: Image, label_path: str | Path | None = None, image_path: str | Path | None = None
+) -> None:
+    """Check that a label map, mask or second modality lies on the voxels of its image.
+
+    Args:
+        label_path, image_path: names for the message, where the images don't have their own.
+
+    Raises:
+        InputError: another shape, or an affine that moves a voxel by more than a tenth of its size. Where the axes are
+            merely flipped or permuted, `shared.resample.on_grid_of` puts them in order instead.
+    """
+    difference = grid_difference(label, image)
+    if difference:
+        name, image_name = label_path or name_of(label.path), image_path or image.path or "its image"
+        raise InputError(
+            f"{name} does not lie on the voxels of {image_name}: {difference}; resample it to that image (nearest "
+            "neighbour for labels), or correct its header"
+        )
 
 
 def to_sitk(image: Image):
@@ -295,9 +341,8 @@ def to_sitk(image: Image):
     check_no_shear(image.affine, name_of(image.path))
     if image.data.dtype.kind == "c":
         raise InputError(
-            f"{name_of(image.path)} can't be passed to SimpleITK: expected real voxels, found "
-            f"{image.data.dtype}; "
-            "take the magnitude or the two parts one by one"
+            f"{name_of(image.path)} can't be passed to SimpleITK: expected real voxels, found {image.data.dtype}; take "
+            "the magnitude or the two parts one by one"
         )
     data = image.data[..., None] if image.data.ndim == 2 else image.data
     if data.dtype == bool or data.dtype == np.float16:
@@ -334,9 +379,8 @@ def from_sitk(sitk_image, path: Path | None = None) -> Image:
     if sitk_image.GetNumberOfComponentsPerPixel() > 1 and "complex" not in sitk_image.GetPixelIDTypeAsString():
         raise InputError(
             f"{name_of(path)} can't be used as an image: expected one value per voxel, found "
-            f"{sitk_image.GetNumberOfComponentsPerPixel()} ({sitk_image.GetPixelIDTypeAsString()}); "
-            "convert it to "
-            "grey values or extract one component"
+            f"{sitk_image.GetNumberOfComponentsPerPixel()} ({sitk_image.GetPixelIDTypeAsString()}); convert it to grey "
+            "values or extract one component"
         )
     ndim = sitk_image.GetDimension()
     spatial = min(ndim, 3)
@@ -369,8 +413,7 @@ def _check_finite(data: np.ndarray, name: str) -> None:
     bad = data.size - int(np.count_nonzero(np.isfinite(data)))
     if bad:
         raise InputError(
-            f"{name} has voxels without a value: expected finite numbers, found {bad} NaN or infinite "
-            "voxels of "
+            f"{name} has voxels without a value: expected finite numbers, found {bad} NaN or infinite voxels of "
             f"{data.size}; repair the data or pass allow_nan=True"
         )
 
@@ -411,10 +454,8 @@ def cast(data: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
         inside = limits.min <= lowest.item() and highest.item() <= limits.max
         if not inside or (data.dtype.kind == "f" and (data != np.round(data)).any()):
             raise InputError(
-                f"{name} has voxels that {dtype} can't hold: expected integers from {limits.min} to "
-                f"{limits.max}, "
-                f"found values from {lowest:g} to {highest:g}, maybe with fractions; round them or choose "
-                "another dtype"
+                f"{name} has voxels that {dtype} can't hold: expected integers from {limits.min} to {limits.max}, "
+                f"found values from {lowest:g} to {highest:g}, maybe with fractions; round them or choose another dtype"
             )
     with np.errstate(over="ignore"):
         return data.astype(dtype)
@@ -423,7 +464,6 @@ def cast(data: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
 def _check_like(data: np.ndarray, like: Image, path: Path) -> None:
     if data.shape[:3] != like.shape[:3]:
         raise InputError(
-            f"{path} can't be written like {name_of(like.path)}: expected the spatial shape "
-            f"{like.shape[:3]}, found "
+            f"{path} can't be written like {name_of(like.path)}: expected the spatial shape {like.shape[:3]}, found "
             f"{data.shape[:3]}; resample the data to that image first"
         )

@@ -16,6 +16,12 @@ MM_PER_UNIT = {1: 1000.0, 3: 0.001}
 SHEAR_TOLERANCE = 1e-3
 # deflate can't compress by more than this, so a .nii.gz that promises more is cut short
 MAX_GZIP_RATIO = 1032
+# Voxels of the largest grid that is read or made: 8 GiB as float32, four times a whole-body CT of 512 x 512 x 2000.
+MAX_VOXELS = 2**31
+# In files with units of metres or microns: spacing in mm that can only come from numbers that are in mm.
+COARSEST_MM, FINEST_MM = 50.0, 0.01
+# A quaternion may be longer than 1 by this, squared, before it says nothing; numbers are stored as float32.
+QUATERNION_TOLERANCE = 1e-3
 
 
 def name_of(path: Path | None) -> str:
@@ -55,9 +61,8 @@ def opener_of(path: Path):
         raise InputError(f"{path} is empty: expected a NIfTI file, found 0 bytes; copy or download it again")
     if zipped and start != b"\x1f\x8b":
         raise InputError(
-            f"{path} is not gzip-compressed: expected gzip data because of its suffix, found other bytes; "
-            "rename it "
-            "to .nii if it is an uncompressed NIfTI file, or download it again"
+            f"{path} is not gzip-compressed: expected gzip data because of its suffix, found other bytes; rename it to "
+            ".nii if it is an uncompressed NIfTI file, or download it again"
         )
     if not zipped and start == b"\x1f\x8b":
         raise InputError(
@@ -80,9 +85,8 @@ def image_class_of(start: bytes, path: Path):
             if magic in (b"n+1\0", b"n+2\0"):
                 return image_class
     raise InputError(
-        f"{path} is not a NIfTI file: expected a NIfTI-1 or NIfTI-2 header, found other bytes; convert it "
-        "to NIfTI "
-        "or check that this is the right file"
+        f"{path} is not a NIfTI file: expected a NIfTI-1 or NIfTI-2 header, found other bytes; convert it to NIfTI or "
+        "check that this is the right file"
     )
 
 
@@ -96,16 +100,19 @@ def check_shape(shape: Sequence[int], name: str, ndim: int | Collection[int] | N
         )
     if min(shape) < 1:
         raise InputError(
-            f"{name} has no voxels: expected at least one along each dimension, found the shape "
-            f"{tuple(shape)}; "
-            "create the file again"
+            f"{name} has no voxels: expected at least one along each dimension, found the shape {tuple(shape)}; create "
+            "the file again"
         )
+
+
+def data_shape(header) -> tuple[int, ...]:
+    """Shape of the voxels as stored in `dim`."""
+    return tuple(int(size) for size in header["dim"][1 : int(header["dim"][0]) + 1])
 
 
 def check_raw_header(header, path: Path, ndim: int | Collection[int] | None) -> None:
     """Dimensions and spacing as stored, before nibabel replaces a spacing of zero by one."""
-    count = int(header["dim"][0])
-    shape = tuple(int(size) for size in header["dim"][1 : count + 1])
+    shape = data_shape(header)
     check_shape(shape, str(path), ndim)
     if not header.single_vox_offset <= float(header["vox_offset"]) < math.inf:
         raise InputError(
@@ -115,24 +122,72 @@ def check_raw_header(header, path: Path, ndim: int | Collection[int] | None) -> 
     stored = [float(size) for size in header["pixdim"][1 : len(shape) + 1]]
     if not np.isfinite(stored).all() or 0.0 in stored[:3]:
         raise InputError(
-            f"{path} has no valid voxel spacing: expected finite values other than zero, found "
-            f"({listed(stored)}) in "
+            f"{path} has no valid voxel spacing: expected finite values other than zero, found ({listed(stored)}) in "
             "pixdim; correct the header or convert the image again"
         )
 
 
 def check_length(header, path: Path) -> None:
     """Refuse a file too short for its header before any memory is set aside for the voxels."""
-    shape = tuple(int(size) for size in header["dim"][1 : int(header["dim"][0]) + 1])
+    shape = data_shape(header)
     expected = math.prod(shape) * header.get_data_dtype().itemsize + int(header["vox_offset"])
     found = path.stat().st_size
     zipped = suffix_of(path).lower() == ".nii.gz"
     if found * (MAX_GZIP_RATIO if zipped else 1) < expected:
         raise InputError(
-            f"{path} is truncated: expected {expected} bytes{' before compression' if zipped else ''} for "
-            "the shape "
+            f"{path} is truncated: expected {expected} bytes{' before compression' if zipped else ''} for the shape "
             f"{shape}, found a file of {found} bytes; copy or download it again"
         )
+
+
+def check_size(shape: Sequence[int], name: str, advice: str) -> None:
+    """Refuse a grid above `MAX_VOXELS` before any memory is set aside for it."""
+    if math.prod(shape) > MAX_VOXELS:
+        raise InputError(
+            f"{name} is too large: expected at most {MAX_VOXELS:,} voxels, found {' x '.join(map(str, shape))} = "
+            f"{math.prod(shape):,}; {advice}"
+        )
+
+
+def check_units(header, affine: np.ndarray, ndim: int, name: str) -> None:
+    """Refuse a header that says metres or microns over numbers that are plainly in mm.
+
+    Args:
+        affine: (4, 4) in mm, as `affine_of_header` gives it.
+        ndim: number of dimensions of the voxels.
+    """
+    factor = mm_per_unit(header)
+    coarsest = np.linalg.norm(affine[:3, : min(ndim, 3)], axis=0).max()
+    if (factor > 1 and coarsest >= COARSEST_MM) or (factor < 1 and coarsest <= FINEST_MM):
+        unit = "metres" if factor > 1 else "microns"
+        raise InputError(
+            f"{name} has a voxel size that can't be: expected a spacing in {unit}, as xyzt_units says, found up to "
+            f"{coarsest / factor:g} {unit}, which looks like mm; set xyzt_units to 2 (mm) in the header, or correct "
+            "the spacing"
+        )
+
+
+def mend_qform(header) -> None:
+    """Drop a qform that is no rotation where the sform is valid, since nothing needs it then.
+
+    Where the qform alone places the image, a quaternion that is too long by rounding is scaled to length 1, and any
+    other bad one is left for the caller to fail at.
+    """
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        if np.isfinite(header.get_qform()).all():
+            return
+    except (ValueError, HeaderDataError):
+        pass
+    sform = header.get_sform()
+    parts = ("quatern_b", "quatern_c", "quatern_d")
+    length = sum(float(header[part]) ** 2 for part in parts)
+    if int(header["sform_code"]) and np.isfinite(sform).all() and np.linalg.det(sform[:3, :3]):
+        header.set_qform(sform, 0)  # for the spacing in pixdim
+    elif 1 < length <= 1 + QUATERNION_TOLERANCE:
+        for part in parts:
+            header[part] = float(header[part]) / math.sqrt(length)
 
 
 def check_numeric(dtype: np.dtype, path: Path) -> None:
@@ -157,13 +212,16 @@ def affine_of_header(header, ndim: int) -> np.ndarray:
 
 
 def check_affine(affine: np.ndarray, name: str) -> None:
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], [0, 0, 0, 1]):
+    """Refuse what is no affine, what has dependent axes, and what overflows or vanishes in the header's float32."""
+    with np.errstate(over="ignore"):
+        stored = affine.astype(np.float32)
+    if affine.shape != (4, 4) or not np.isfinite(stored).all() or not np.array_equal(affine[3], [0, 0, 0, 1]):
         raise InputError(
             f"{name} has no valid affine: expected a finite 4x4 matrix with last row 0, 0, 0, 1, found "
             f"({listed(affine.ravel().tolist(), 16)}); correct the sform or qform of the header"
         )
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    if lengths.min() == 0 or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6:
+    if not stored[:3, :3].any(axis=0).all() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6:
         raise InputError(
             f"{name} has a singular affine: expected three independent voxel axes, found the columns "
             f"({listed(affine[:3, :3].T.ravel().tolist(), 9)}); correct the sform or qform of the header"
@@ -182,10 +240,8 @@ def check_no_shear(affine: np.ndarray, name: str) -> None:
     """Refuse an affine that SimpleITK, which has directions and spacings only, can't represent."""
     if is_sheared(affine):
         raise InputError(
-            f"{name} has a sheared affine: expected voxel axes at right angles for "
-            "resampling, found the "
-            f"columns ({listed(affine[:3, :3].T.ravel().tolist(), 9)}); remove the shear (gantry "
-            "tilt) first"
+            f"{name} has a sheared affine: expected voxel axes at right angles for resampling, found the columns "
+            f"({listed(affine[:3, :3].T.ravel().tolist(), 9)}); remove the shear (gantry tilt) first"
         )
 
 

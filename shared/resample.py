@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 
 from shared.errors import InputError
-from shared.nifti import RAS_TO_LPS, Image, cast, to_sitk
-from shared.nifti_header import check_no_shear, listed, moved_header, name_of, set_shape
+from shared.nifti import RAS_TO_LPS, Image, cast, grid_difference, same_grid, to_sitk
+from shared.nifti_header import MAX_VOXELS, check_no_shear, listed, moved_header, name_of, set_shape
 
 
 def to_ras(image: Image) -> Image:
@@ -50,22 +50,46 @@ def restore_orientation(image_ras: Image, like: Image) -> Image:
     name, like_name = name_of(image_ras.path), name_of(like.path)
     if image_ras.data.ndim not in ((2,) if spatial == 2 else (3, 4)) or image_ras.shape[:3] != expected_shape:
         raise InputError(
-            f"{name} can't be put into the orientation of {like_name}: expected the spatial shape "
-            f"{expected_shape}, found the shape {image_ras.shape}; pass the image that to_ras was given"
+            f"{name} can't be put into the orientation of {like_name}: expected the spatial shape {expected_shape}, "
+            f"found the shape {image_ras.shape}; pass the image that to_ras was given"
         )
     tolerance = 1e-3 * min(like.spacing)
     if not np.allclose(image_ras.affine, expected_affine, rtol=1e-5, atol=tolerance):
         raise InputError(
-            f"{name} can't be put into the orientation of {like_name}: expected the affine that to_ras "
-            "gives, "
-            f"found another one ({listed(image_ras.affine[:3].ravel().tolist(), 12)}); pass the image that "
-            "to_ras was given"
+            f"{name} can't be put into the orientation of {like_name}: expected the affine that to_ras gives, found "
+            f"another one ({listed(image_ras.affine[:3].ravel().tolist(), 12)}); pass the image that to_ras was given"
         )
     undo = tuple(int(axis) for axis in np.argsort(order))
     data = _reorder(image_ras.data, undo, tuple(flips[axis] for axis in undo))
     header = like.header.copy()
     set_shape(header, data.shape, name)
     return Image(data, like.affine.copy(), header, image_ras.path)
+
+
+def on_grid_of(label: Image, image: Image) -> Image:
+    """A label map in the voxel order of its image; no interpolation.
+
+    Labels that were saved with axes flipped or permuted, and with the affine that says so, are put in order. Labels on
+    the grid of `image` come back as they are.
+
+    Raises:
+        InputError: the voxels of the two don't coincide, as in `shared.nifti.same_grid`.
+    """
+    spatial = min(image.data.ndim, 3)
+    between = np.linalg.inv(label.affine) @ image.affine  # from voxels of the image to voxels of the label
+    steps = np.round(between[:spatial, :spatial]).astype(int)
+    one_to_one = (np.abs(steps).sum(axis=0) == 1).all() and (np.abs(steps).sum(axis=1) == 1).all()
+    if not one_to_one or min(label.data.ndim, 3) != spatial or np.array_equal(steps, np.eye(spatial)):
+        same_grid(label, image)
+        return label
+    order = tuple(int(axis) for axis in np.abs(steps).argmax(axis=0))
+    flips = tuple(bool(steps[axis, new] < 0) for new, axis in enumerate(order))
+    data, affine = _reorder(label.data, order, flips), label.affine @ _voxel_map(label, order, flips)
+    header = moved_header(label.header, label.affine, affine, data.shape, name_of(label.path))
+    moved = replace(label, data=data, affine=affine, header=header)
+    if grid_difference(moved, image):
+        same_grid(label, image)  # says what is wrong with the labels as they were given
+    return moved
 
 
 def resample_to_spacing(
@@ -88,7 +112,8 @@ def resample_to_spacing(
         interpolation: for images; "bspline" is cubic and needs four voxels along each axis.
 
     Raises:
-        InputError: spacing not positive, sheared affine, too few voxels for "bspline".
+        InputError: spacing not positive, or so fine that the result has more than `MAX_VOXELS` voxels; sheared
+            affine; too few voxels for "bspline".
     """
     name = name_of(image.path)
     spatial = min(image.data.ndim, 3)
@@ -97,12 +122,20 @@ def resample_to_spacing(
         wanted = np.repeat(wanted, spatial)
     if wanted.size != spatial or not np.isfinite(wanted).all() or (wanted <= 0).any():
         raise InputError(
-            f"{name} can't be resampled: expected one positive spacing in mm or one for each of the "
-            f"{spatial} "
-            f"spatial axes, found {spacing_mm}; correct the spacing"
+            f"{name} can't be resampled: expected one positive spacing in mm or one for each of the {spatial} spatial "
+            f"axes, found {spacing_mm}; correct the spacing"
         )
     scale = np.ones(3)
     scale[:spatial] = wanted / image.spacing
+    with np.errstate(over="ignore", divide="ignore"):
+        extent = np.array(image.shape[:spatial]) / scale[:spatial]
+    if not np.maximum(extent, 1).prod() * math.prod(image.shape[spatial:]) <= MAX_VOXELS:
+        found = " x ".join(f"{size:.4g}" for size in extent)
+        raise InputError(
+            f"{name} can't be resampled to {listed(wanted.tolist())} mm: expected at most {MAX_VOXELS:,} voxels, found "
+            f"{found} from the shape {image.shape} at {listed(image.spacing)} mm; choose a coarser spacing, or correct "
+            "the spacing in the header"
+        )
     sizes = [max(1, math.floor(size / factor + 0.5 + 1e-6)) for size, factor in zip(image.shape[:3], scale)]
     moved = np.diag([*scale, 1.0])
     moved[:3, 3] = (scale - 1) / 2  # voxel index -0.5, the outer corner, maps to itself
@@ -134,9 +167,8 @@ def resample_to(
     """
     if image.data.ndim == 4 and reference.data.ndim == 2:
         raise InputError(
-            f"{name_of(image.path)} can't be resampled to {name_of(reference.path)}: expected a 3D reference "
-            "for a "
-            "4D image, found a 2D one; resample frame by frame"
+            f"{name_of(image.path)} can't be resampled to {name_of(reference.path)}: expected a 3D reference for a 4D "
+            "image, found a 2D one; resample frame by frame"
         )
     check_no_shear(reference.affine, name_of(reference.path))
     if label:
@@ -159,15 +191,13 @@ def _resample(
     methods = {"linear": sitk.sitkLinear, "bspline": sitk.sitkBSpline}
     if interpolation not in methods:
         raise InputError(
-            f"{name} can't be resampled: expected the interpolation linear or bspline, found "
-            f"'{interpolation}'; "
-            "choose one of them (labels are always resampled with nearest neighbour)"
+            f"{name} can't be resampled: expected the interpolation linear or bspline, found '{interpolation}'; choose "
+            "one of them (labels are always resampled with nearest neighbour)"
         )
     if interpolation == "bspline" and not label and (image.data.ndim == 2 or min(image.shape[:3]) < 4):
         raise InputError(
-            f"{name} can't be resampled with bspline: expected a volume with four voxels or more along "
-            "each axis, found "
-            f"the shape {image.shape}; use linear"
+            f"{name} can't be resampled with bspline: expected a volume with four voxels or more along each axis, "
+            f"found the shape {image.shape}; use linear"
         )
     lps = RAS_TO_LPS @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)

@@ -1,6 +1,8 @@
 """`shared.nifti`: nothing is lost on the way through a file, and a broken input gives one sentence that names it."""
 
 import gzip
+import os
+import tracemalloc
 from dataclasses import replace
 
 import nibabel
@@ -10,7 +12,7 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared import nifti, resample
+from shared import nifti, nifti_header, resample
 from shared.errors import InputError
 from tests.shared.phantoms import (
     AXIS_CODES,
@@ -73,6 +75,129 @@ def test_round_trip_keeps_the_header(tmp_path, codes, units, image_class, endian
     np.testing.assert_array_equal(np.asarray(after.dataobj), noise((4, 5, 6, 3)))
     np.testing.assert_allclose(image.affine[:3], before.affine[:3] * scale, rtol=1e-12)
     np.testing.assert_allclose(image.spacing, np.array(before.header.get_zooms()[:3]) * scale, rtol=1e-4)
+
+
+# A rotation has a quaternion of length 1, so the other three parts can't be longer than that.
+BAD_QFORMS = {
+    "too long by rounding": {"quatern_b": 1.000001, "quatern_c": 0, "quatern_d": 0},
+    "too long": {"quatern_b": 2.0},
+    "nan": {"quatern_c": np.nan},
+    "infinite": {"quatern_d": -np.inf},
+    "nan offset": {"qoffset_y": np.nan},
+}
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+@pytest.mark.parametrize("fields", BAD_QFORMS.values(), ids=BAD_QFORMS)
+def test_a_bad_qform_is_dropped_where_the_sform_is_valid(tmp_path, fields, code):
+    (tmp_path / "a.nii").write_bytes(stored_bytes(qform_code=code, **fields))
+    image = nifti.load(tmp_path / "a.nii")
+    np.testing.assert_allclose(image.affine, affine_of(), rtol=1e-6, atol=1e-5)
+    flipped = resample.to_ras(replace(image, affine=affine_of(("L", "P", "S"))))
+    for name, moved in (("b.nii", image), ("c.nii", flipped)):
+        nifti.save(tmp_path / name, moved.data, like=moved)
+        stored = nibabel.load(tmp_path / name)
+        assert int(stored.header["qform_code"]) == 0 and np.isfinite(stored.get_qform()).all()
+        np.testing.assert_allclose(stored.affine, moved.affine, rtol=1e-6, atol=1e-5)
+        np.testing.assert_allclose(sitk.ReadImage(tmp_path / name).GetSpacing(), moved.spacing, rtol=1e-5)
+
+
+def test_a_quaternion_that_is_too_long_by_rounding_is_used_where_there_is_no_other():
+    """Turned by 180 degrees about the x axis, 1e-6 too long, as some converters write it in float32."""
+    for excess in (1e-6, 1e-5, 1e-4):
+        header = nibabel.Nifti1Header(stored_bytes(sform_code=0, pixdim=pixdim(2, 3, 4), quatern_b=1 + excess)[:348])
+        header["quatern_c"] = header["quatern_d"] = 0
+        nifti_header.mend_qform(header)
+        np.testing.assert_allclose(header.get_qform()[:3, :3], np.diag([2, -3, -4]), atol=1e-3)
+
+
+UNITS_ERRORS = {
+    "CT in metres": ("meter", (0.7, 0.7, 5.0), True),
+    "fine slices in metres": ("meter", (0.001, 0.001, 0.1), True),
+    "truly in metres": ("meter", (0.0007, 0.0007, 0.005), False),
+    "thick slices in metres": ("meter", (0.002, 0.002, 0.03), False),
+    "CT in microns": ("micron", (0.7, 0.7, 5.0), True),
+    "truly in microns": ("micron", (700, 700, 5000), False),
+    "micro-CT": ("micron", (20, 20, 20), False),
+    "no unit": ("unknown", (0.7, 0.7, 5.0), False),
+}
+
+
+@pytest.mark.parametrize("unit, spacing, refused", UNITS_ERRORS.values(), ids=UNITS_ERRORS)
+def test_units_that_the_numbers_belie(tmp_path, unit, spacing, refused):
+    stored = nibabel.Nifti1Image(noise((4, 5, 6)), affine_of(spacing=spacing))
+    stored.header.set_xyzt_units(unit)
+    nibabel.save(stored, tmp_path / "a.nii")
+    if refused:
+        with pytest.raises(InputError, match="looks like mm; set xyzt_units") as error:
+            nifti.load(tmp_path / "a.nii")
+        check_sentence(error, tmp_path / "a.nii")
+    else:
+        scale = {"meter": 1000, "micron": 0.001}.get(unit, 1)
+        assert nifti.load(tmp_path / "a.nii").spacing == pytest.approx(np.multiply(spacing, scale))
+
+
+def test_a_grid_above_the_limit_is_refused_before_memory_is_taken(tmp_path):
+    path = tmp_path / "a.nii"
+    path.write_bytes(stored_bytes(dim=[3, 2048, 2048, 513, 1, 1, 1, 1], datatype=2, bitpix=8)[:352])
+    os.truncate(path, 352 + 2048 * 2048 * 513)  # a hole, which takes no room on the disk
+    tracemalloc.start()
+    with pytest.raises(
+        InputError, match="too large: expected at most 2,147,483,648 voxels, found 2048 x 2048"
+    ) as error:
+        nifti.load(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    check_sentence(error, path)
+    assert peak < 50e6
+
+
+# One grid or two ----
+
+
+def shifted(image, *voxels):
+    """The same data, lying elsewhere."""
+    moved = np.eye(4)
+    moved[: len(voxels), 3] = voxels
+    return replace(image, affine=image.affine @ moved)
+
+
+OBLIQUE = nifti.make_image(noise((9, 8, 7)), affine_of(("L", "P", "S")))
+# What is done to the labels of OBLIQUE, and whether they still belong to it.
+GRID_CASES = {
+    "same": (lambda labels: labels, True),
+    "rounded": (lambda labels: replace(labels, affine=labels.affine.astype(np.float32).astype(np.float64)), True),
+    "a twentieth of a voxel": (lambda labels: shifted(labels, 0, 0.05, 0), True),
+    "with a time axis": (lambda labels: replace(labels, data=labels.data[..., None]), True),
+    "a fifth of a voxel": (lambda labels: shifted(labels, 0, 0, 0.2), False),
+    "one voxel": (lambda labels: shifted(labels, 1), False),
+    "turned": (lambda labels: replace(labels, affine=affine_of(("L", "P", "S"), oblique=False)), False),
+    "flipped in x": (lambda labels: replace(labels, affine=labels.affine @ np.diag([-1, 1, 1, 1])), False),
+    "other spacing": (lambda labels: replace(labels, affine=labels.affine @ np.diag([1, 1, 1.05, 1])), False),
+    "cropped": (lambda labels: replace(labels, data=labels.data[:-1]), False),
+    "transposed": (lambda labels: replace(labels, data=labels.data.transpose(1, 0, 2)), False),
+    "one slice": (lambda labels: replace(labels, data=labels.data[..., 0]), False),
+}
+
+
+@pytest.mark.parametrize("change, same", GRID_CASES.values(), ids=GRID_CASES)
+@pytest.mark.parametrize("check", [nifti.same_grid, resample.on_grid_of])
+def test_labels_belong_to_their_image_or_not(tmp_path, change, same, check):
+    labels = change(nifti.make_image(noise((9, 8, 7), np.uint8), OBLIQUE.affine, tmp_path / "labels.nii"))
+    image = replace(OBLIQUE, path=tmp_path / "scan.nii")
+    if same:
+        assert check(labels, image) in (None, labels)
+    else:
+        with pytest.raises(InputError, match="does not lie on the voxels of .*scan.nii: expected the same") as error:
+            check(labels, image)
+        check_sentence(error, tmp_path / "labels.nii")
+
+
+def test_same_grid_takes_names_for_its_message():
+    with pytest.raises(InputError, match="^a.nii does not lie on the voxels of b.nii: .*found.* apart"):
+        nifti.same_grid(shifted(OBLIQUE, 2), OBLIQUE, "a.nii", "b.nii")
+    with pytest.raises(InputError, match=r"axes to L, P, S, not R, A, S"):
+        nifti.same_grid(OBLIQUE, replace(OBLIQUE, affine=affine_of()))
 
 
 @pytest.mark.parametrize("units, per_mm", [("mm", 1.0), ("meter", 0.001), ("micron", 1000.0), ("unknown", 1.0)])
@@ -146,8 +271,11 @@ def test_load_converts_to_the_wanted_dtype(tmp_path):
         (noise((3, 4, 5), np.int64) - 1, np.int16),
         (noise((3, 4, 5), np.int64) + 40000, np.int32),
         (noise((3, 4, 5), np.float16), np.float32),
+        (noise((3, 4, 5), np.uint64), np.uint8),
+        (noise((3, 4, 5), np.int64) - 2**40, np.int64),
+        (noise((3, 4, 5), np.uint64) + 2**63, np.uint64),
     ],
-    ids=["bool", "int64", "negative", "large", "float16"],
+    ids=["bool", "int64", "negative", "large", "float16", "uint64", "wide", "widest"],
 )
 def test_types_that_nifti_readers_lack_are_narrowed(tmp_path, data, stored):
     like = nifti.make_image(noise((3, 4, 5)), affine_of())
@@ -421,6 +549,14 @@ SAVE_ERRORS = {
     "no voxels": ("a.nii", noise((3, 0, 5)), {"affine": affine_of()}, "no voxels"),
     "too long": ("a.nii", np.zeros((40000, 2, 2)), {"affine": affine_of()}, "32767"),
     "singular": ("a.nii", noise((3, 4, 5)), {"affine": np.diag([1, 1, 0, 1])}, "singular"),
+    "spacing beyond float32": ("a.nii", noise((3, 4, 5)), {"affine": np.diag([1e39, 1, 1, 1])}, "no valid affine"),
+    "spacing below float32": ("a.nii", noise((3, 4, 5)), {"affine": np.diag([1e-50, 1, 1, 1])}, "singular"),
+    "origin beyond float32": (
+        "a.nii",
+        noise((3, 4, 5)),
+        {"affine": np.eye(4) + np.eye(4)[[3]].T * [0, 0, 0, 1e39]},
+        "no valid affine",
+    ),
     "affine shape": ("a.nii", noise((3, 4, 5)), {"affine": np.eye(3)}, "no valid affine"),
     "text": ("a.nii", np.full((3, 4, 5), "x"), {"affine": affine_of()}, "grey values"),
     "fractions": ("a.nii", np.full((3, 4, 5), 0.5), {"like": LIKE, "dtype": np.uint8}, "can't hold"),

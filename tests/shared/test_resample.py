@@ -88,6 +88,53 @@ def test_to_ras_in_2d_keeps_the_slice(codes, expected):
     np.testing.assert_array_equal(back.affine, image.affine)
 
 
+@pytest.mark.parametrize("codes", AXIS_CODES, ids="".join)
+def test_labels_with_flipped_or_permuted_axes_go_back_to_their_image(codes):
+    image = nifti.make_image(noise((3, 4, 5)), affine_of(("L", "A", "S")))
+    truth = noise((3, 4, 5), np.uint8, seed=1)
+    order = nibabel.orientations.ornt_transform(
+        nibabel.orientations.axcodes2ornt(("L", "A", "S")), nibabel.orientations.axcodes2ornt(codes)
+    )
+    saved = nibabel.Nifti1Image(truth, image.affine).as_reoriented(order)  # as another program may have saved it
+    labels = nifti.make_image(np.asarray(saved.dataobj), saved.affine)
+    back = resample.on_grid_of(labels, image)
+    np.testing.assert_array_equal(back.data, truth)
+    assert back.data.dtype == np.uint8
+    np.testing.assert_allclose(back.affine, image.affine, atol=1e-9)
+    np.testing.assert_allclose(back.header.get_best_affine(), image.affine, rtol=1e-6, atol=1e-5)
+    if codes == ("L", "A", "S"):
+        assert back is labels
+    else:
+        assert nifti.grid_difference(labels, image)
+    moved = labels.affine.copy()
+    moved[:3, 3] += 0.3
+    with pytest.raises(InputError, match="does not lie on the voxels"):
+        resample.on_grid_of(replace(labels, affine=moved), image)
+
+
+def test_on_grid_of_in_2d_and_4d():
+    flat = nifti.make_image(noise((4, 5)), affine_of())
+    mirror = np.array([[-1.0, 0, 0, 3], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    mirrored = replace(flat, data=flat.data[::-1], affine=flat.affine @ mirror)
+    np.testing.assert_array_equal(resample.on_grid_of(mirrored, flat).data, flat.data)
+    series = nifti.make_image(noise((4, 5, 3, 2)), affine_of(("L", "P", "S")))
+    np.testing.assert_array_equal(resample.on_grid_of(resample.to_ras(series), series).data, series.data)
+    with pytest.raises(InputError, match="spatial shape"):
+        resample.on_grid_of(flat, series)
+
+
+def test_a_spacing_that_asks_for_too_many_voxels_is_refused():
+    """A file that says metres and means mm has a spacing of 1000 mm: at 1 mm that would be a thousand million times."""
+    coarse = nifti.make_image(noise((10, 10, 10)), np.diag([1000.0, 1000, 1000, 1]))
+    for spacing in (1.0, 1e-320, (1e-3, 1, 1)):
+        with pytest.raises(InputError, match="at most 2,147,483,648 voxels, found .* at 1000, 1000, 1000 mm; choose"):
+            resample.resample_to_spacing(coarse, spacing)
+    flat = nifti.make_image(noise((10, 10)), np.eye(4))
+    with pytest.raises(InputError, match="at most 2,147,483,648 voxels"):
+        resample.resample_to_spacing(flat, 1e-4)
+    assert resample.resample_to_spacing(coarse, (1e9, 1e9, 10)).shape == (1, 1, 1000)
+
+
 @pytest.mark.parametrize("interpolation", ["linear", "bspline"])
 @pytest.mark.parametrize("oblique", [False, True], ids=["straight", "oblique"])
 @pytest.mark.parametrize("codes", GRIDS, ids="".join)
