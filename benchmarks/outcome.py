@@ -53,7 +53,7 @@ def thinned(length: int, points: int) -> list[int]:
 
 
 def lengths_of(setup: Setup, paper: dict, used: dict[Training, dict], results: dict) -> dict | None:
-    """The length curve: what the settings are at each length, and the numbers beside those at full length."""
+    """The length curve: what the settings are at each length, and the headline's metric beside that at full length."""
     curve = setup.plan.curve
     if curve is None:
         return None
@@ -64,7 +64,8 @@ def lengths_of(setup: Setup, paper: dict, used: dict[Training, dict], results: d
         config = setup.config(Training(first, 0, length))
         values[f"{length:g}"] = {name: getattr(config, name) for name in curve.settings}
     found: dict[str, dict] = {f"{length:g}": {} for length in lengths if length != 1}
-    names = variants_of(next(claim for claim in paper["claim"] if claim["id"] == curve.claim))
+    claim = next(claim for claim in paper["claim"] if claim["id"] == curve.claim)
+    names = variants_of(claim)
     for key, by_variant in found.items():
         for name in names:
             if name in curve.untrained:
@@ -75,6 +76,7 @@ def lengths_of(setup: Setup, paper: dict, used: dict[Training, dict], results: d
                 if training in used:
                     table = read_metrics(setup.folder(training) / "metrics.csv")
                     by_variant.setdefault(name, {})[str(seed)] = table
+    found = {length: ledger.only_columns(tables, [claim["metric"]]) for length, tables in found.items()}
     return {"setting": list(curve.settings), "values": values, "results": found}
 
 
@@ -110,7 +112,7 @@ def make_result(
         "dataset": dataset,
         "standin": standin,
         "profile": setup.profile,
-        "seeds": {name: len(by_seed) for name, by_seed in results.items()},
+        "seeds": setup.plan.seeds,
         "overrides": setup.overrides,
         "cases": max((len(table) for by_seed in results.values() for table in by_seed.values()), default=0),
         "code": ledger.digest_of_paper(setup.slug, standin),
@@ -129,4 +131,4 @@ def make_result(
     if lengths:
         result["lengths"] = lengths
     result |= {"curves": curves, "results": results}
-    return {**result, "verdicts": check_all(paper, dataset, results)}
+    return {**result, "verdicts": check_all(paper, result)}

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from benchmarks import ledger
-from benchmarks.claims import REPRODUCED, claims_for
+from benchmarks.claims import REPRODUCED
+from benchmarks.ledger import claims_for
 
 BEGIN, END = "<!-- results: made by `make table`, do not edit -->", "<!-- /results -->"
 
@@ -173,7 +174,7 @@ def compact() -> str:
             if metrics:
                 unit = f" {metrics[0]['unit']}" if metrics[0].get("unit") else ""
                 headline = f"{metrics[0]['label']}{unit} {value_cell(paper, result, proposed, metrics[0])}"
-            found = ledger.verdicts_on_paper(paper, result)
+            found = {name: v["verdict"] for name, v in result["verdicts"].items() if not v.get("control")}
             verdicts = ", ".join(f"{name} {verdict}" for name, verdict in found.items())
             lines.append(
                 f"| {link} | {paper['task']} | {dataset_name(result)} | {headline} "
@@ -264,7 +265,7 @@ def problems() -> list[str]:
                 found.append(f"{name}: a smoke result is in the ledger")
             if result["code"] != code and result["standin"] and result["profile"] == "cpu":
                 found.append(f"{name}: the result is older than the code, run `make reproduce ... RECORD=1`")
-            for claim, verdict in check_all(paper, result["dataset"], result["results"]).items():
+            for claim, verdict in check_all(paper, result).items():
                 now, then = verdict["verdict"], result["verdicts"].get(claim, {}).get("verdict")
                 if now != then:
                     found.append(f"{name}: {claim} is recorded as {then}, its numbers say {now}")
@@ -278,7 +279,7 @@ def renew_verdicts() -> None:
     for slug in ledger.slugs():
         paper = ledger.load_paper(slug)
         for result in ledger.results_of(slug):
-            verdicts = check_all(paper, result["dataset"], result["results"])
+            verdicts = check_all(paper, result)
             if verdicts != result["verdicts"]:
                 path = ledger.result_path(slug, result["dataset"], result["profile"])
                 ledger.write_result({**result, "verdicts": verdicts}, path)

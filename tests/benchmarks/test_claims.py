@@ -10,12 +10,12 @@ from benchmarks.claims import (
     REPRODUCED,
     check,
     check_all,
-    claims_for,
     combine,
     crossed_interval,
     side,
     variants_of,
 )
+from benchmarks.ledger import claims_for
 
 
 def results(arrays: dict[str, np.ndarray], column="error") -> dict:
