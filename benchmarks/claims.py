@@ -10,7 +10,7 @@ which seeds the networks were trained with. Both are kept, by the crossed two-wa
 
     d[s, c] = mean + seed[s] + case[c] + rest[s, c]
 
-(Searle, Casella & McCulloch, *Variance Components*, 1992, ch. 4-5), see `crossed_interval`. With two seeds
+(Searle, Casella & McCulloch, *Variance Components*, 1992, ch. 4-5), see `half_width`. With two seeds
 that disagree the interval is wide, as it should be. With one seed it is the ordinary paired t interval over
 cases, which says nothing about chance in training: taken for a verdict it would be wrong in up to half of
 all runs. So one seed gives no verdict, unless the claim says `deterministic = true` (no training in it).
@@ -55,18 +55,31 @@ class Interval:
     cases: int
 
 
-def crossed_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
-    """Interval of the mean of `values` `(seeds, cases)` under the two-way random-effects model above.
+def half_width(seed_square, case_square, rest_square, seeds: int, cases: int, confidence: float = 0.95):
+    """Half the width of the interval of a mean, from the mean squares of the two-way layout (numbers or arrays).
 
-    With the mean squares MS of the two-way layout, each not below MS_rest (a part that is estimated below zero is none),
+    With the squares of seeds and cases not below that of the rest (a variance that is estimated below zero is none),
 
         variance = (MS_seed + MS_case - MS_rest) / (S C)
         quantile = (MS_seed t[S-1] + MS_case t[C-1]) / (MS_seed + MS_case)          (Cochran & Cox, 1950)
         half width = quantile √variance,
 
-    and it is never narrower than Student's interval over the seeds' means alone or over the cases' means alone. So the
-    degrees of freedom are never below min(S, C) - 1. Simulated coverage is 0.95 or more with 2 to 5 seeds and 2 to 50
-    cases, whichever part dominates; Satterthwaite's degrees of freedom, the usual choice, give from 0.88 to 1.00 there.
+    and it is never less than Student's over the seeds' means alone or over the cases' means alone. So the degrees of
+    freedom are never below min(S, C) - 1. Simulated coverage is 0.95 or more with 2 to 5 seeds and 2 to 50 cases,
+    whichever part dominates; Satterthwaite's degrees of freedom, the usual choice, give from 0.88 to 1.00 there.
+    """
+    of_seeds, of_cases = (stats.t.ppf((1 + confidence) / 2, count - 1) for count in (seeds, cases))
+    alone = np.maximum(of_seeds * np.sqrt(seed_square), of_cases * np.sqrt(case_square))
+    seed_square, case_square = np.maximum(seed_square, rest_square), np.maximum(case_square, rest_square)
+    both = seed_square + case_square
+    quantile = (seed_square * of_seeds + case_square * of_cases) / np.where(both > 0, both, 1.0)
+    return np.maximum(alone, quantile * np.sqrt(both - rest_square)) / math.sqrt(seeds * cases)
+
+
+def crossed_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
+    """Interval of the mean of `values` `(seeds, cases)` under the two-way random-effects model, see `half_width`.
+
+    With one seed or one case it is Student's over the others.
 
     Raises:
         ValueError: the array is not 2-D, is empty, or holds values that are not finite.
@@ -78,15 +91,11 @@ def crossed_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
         raise ValueError("a contrast holds values that are not finite")
     seeds, cases = values.shape
     mean = values.mean()
-
-    def quantile(count: int) -> float:
-        return stats.t.ppf((1 + confidence) / 2, count - 1)
-
     if seeds == 1 or cases == 1:
         flat = values.ravel()
         if flat.size == 1:
             return Interval(float(mean), np.nan, np.nan, seeds, cases)
-        half = quantile(flat.size) * stats.sem(flat)
+        half = stats.t.ppf((1 + confidence) / 2, flat.size - 1) * stats.sem(flat)
     else:
         seed_effect = values.mean(axis=1) - mean
         case_effect = values.mean(axis=0) - mean
@@ -94,11 +103,7 @@ def crossed_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
         seed_square = cases * np.sum(seed_effect**2) / (seeds - 1)
         case_square = seeds * np.sum(case_effect**2) / (cases - 1)
         rest_square = np.sum(rest**2) / ((seeds - 1) * (cases - 1))
-        alone = max(quantile(seeds) * math.sqrt(seed_square), quantile(cases) * math.sqrt(case_square))
-        seed_square, case_square = max(seed_square, rest_square), max(case_square, rest_square)
-        both = seed_square + case_square
-        mixed = (seed_square * quantile(seeds) + case_square * quantile(cases)) / both if both > 0 else 0.0
-        half = max(alone, mixed * math.sqrt(both - rest_square)) / math.sqrt(seeds * cases)
+        half = half_width(seed_square, case_square, rest_square, seeds, cases, confidence)
     return Interval(float(mean), float(mean - half), float(mean + half), seeds, cases)
 
 
@@ -300,7 +305,9 @@ def lengths_of(claim: dict, result: dict, better: str, evidence: list[dict]) -> 
         double = means["2"]
         other_side = signed and (double - margin) * (full["mean"] - margin) < 0
         outside = full["low"] is not None and not full["low"] <= double <= full["high"]
-        rows.append({"compared": full["compared"], "seeds": len(seeds), "means": means, "moving": other_side or outside})
+        rows.append(
+            {"compared": full["compared"], "seeds": len(seeds), "means": means, "moving": other_side or outside}
+        )
     return rows
 
 

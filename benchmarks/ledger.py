@@ -121,7 +121,9 @@ def _without_what_does_nothing(tree: ast.AST) -> ast.AST:
             body = getattr(node, field, None)
             if isinstance(body, list):
                 kept = [item for item in body if not isinstance(item, ast.Import | ast.ImportFrom)]
-                kept = [item for item in kept if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))]
+                kept = [
+                    item for item in kept if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))
+                ]
                 setattr(node, field, kept or ([ast.Pass()] if body else []))
     return tree
 
