@@ -247,8 +247,9 @@ def write_all() -> None:
 def problems() -> list[str]:
     """Tables that differ from the ledger, results older than their code, verdicts that don't follow.
 
-    Only the stand-in's `cpu` result must be as new as the code, since anyone can make it anew in minutes. A
-    result on real data or on a GPU that is older is marked so in its table.
+    Only the stand-in's results of `cpu` and `study` must be as new as the code, since anyone can make them anew. They
+    may wait for it while `outdated` in paper.toml says why. A result on real data or of the profile `paper` that is
+    older is marked so in its table.
     """
     from benchmarks.claims import check_all
 
@@ -257,18 +258,24 @@ def problems() -> list[str]:
         if not path.exists() or path.read_text("utf-8") != text:
             found.append(f"{path.relative_to(ledger.ROOT)} differs from the ledger: run `make table`")
     for slug in ledger.slugs():
-        paper = ledger.load_paper(slug)
+        paper, stale = ledger.load_paper(slug), []
         code = ledger.digest_of_paper(slug, standin=True)
         for result in ledger.results_of(slug):
             name = f"{slug}, {result['dataset']}, {result['profile']}"
             if result["profile"] == "smoke":
                 found.append(f"{name}: a smoke result is in the ledger")
-            if result["code"] != code and result["standin"] and result["profile"] == "cpu":
-                found.append(f"{name}: the result is older than the code, run `make reproduce ... RECORD=1`")
+            if result["code"] != code and result["standin"] and result["profile"] in ("cpu", "study"):
+                stale.append(f"{name}: the result is older than the code, run `make reproduce ... RECORD=1`")
             for claim, verdict in check_all(paper, result).items():
                 now, then = verdict["verdict"], result["verdicts"].get(claim, {}).get("verdict")
                 if now != then:
                     found.append(f"{name}: {claim} is recorded as {then}, its numbers say {now}")
+        if "outdated" not in paper:
+            found += stale
+        elif not stale:
+            found.append(
+                f"{slug}: `outdated` in paper.toml must go, its results on the stand-in are as new as the code"
+            )
     return found
 
 
