@@ -102,7 +102,9 @@ class Steps:
             process.join()  # Ctrl-C reached the step as well: let it write its checkpoint
             raise
         if process.exitcode == 0:
-            return read_marker(report)
+            used = read_marker(report)
+            remove(report)
+            return used
         if process.exitcode in (130, -15, -2):
             raise KeyboardInterrupt
         if process.exitcode == 2:
