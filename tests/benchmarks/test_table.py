@@ -48,9 +48,9 @@ def test_a_verdict_that_its_numbers_do_not_give(result):
 def test_a_number_that_was_changed_by_hand(result):
     def better(content):
         for by_seed in content["results"].values():
-            for cases in by_seed.values():
-                for row in cases.values():
-                    row.update({column: 1.5 * value for column, value in row.items() if value})
+            for rows in by_seed.values():
+                for row in rows:
+                    row[:] = [value and 1.5 * value for value in row]
 
     tamper(result, better)
     assert any("differs from the ledger" in problem for problem in of_paper("cdinet"))
