@@ -150,7 +150,7 @@ def read_scan(path: Path, thickness: float | None = None) -> Scan:
             thicker than the pixels are wide.
     """
     path = Path(path)
-    image = dicom.read_dicom_series(path) if path.is_dir() else nifti.load(path, ndim=3)
+    image = dicom.load(path) if path.is_dir() else nifti.load(path, ndim=3)
     axis = int(np.argmax(image.spacing))
     in_plane = [image.spacing[k] for k in range(3) if k != axis]
     if abs(in_plane[0] - in_plane[1]) > 0.01 * in_plane[0]:
