@@ -84,8 +84,7 @@ class ConditionalInstanceNorm(nn.Module):
     def __init__(self, channels: int, latent: int = 64):
         super().__init__()
         self.style = nn.Linear(latent, 2 * channels)
-        nn.init.ones_(self.style.bias[:channels])
-        nn.init.zeros_(self.style.bias[channels:])
+        nn.init.zeros_(self.style.bias)  # so that the gain is about 1
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
         gamma, beta = self.style(code)[:, :, None, None, None].chunk(2, dim=1)

@@ -102,9 +102,9 @@ PROFILES = {
     },
     "cpu": {
         "shape": (24, 32, 24), "spacing_mm": 6.0, "label_zoom": 2, "lung_shape": (32, 24, 32),
-        "oasis_split": (10, 2), "lpba_split": (8, 2), "max_pairs": 5, "folds": 2, "channels": 8, "blocks": 3,
+        "oasis_split": (60, 4), "lpba_split": (60, 4), "max_pairs": 20, "folds": 2, "channels": 8, "blocks": 3,
         "window": 5, "settings": ("oasis-lpba", "lpba-oasis", "hippocampus-hippocampus", "lung"),
-        "steps": (300, 100, 50), "freeze": 10, "validate_every": 25, "lr": 2e-3, "adapt_lr": 1e-3,
+        "steps": (2400, 1200, 400), "freeze": 100, "validate_every": 100, "lr": 2e-3, "adapt_lr": 1e-3,
         "io_iterations": 60, "nio_iterations": 15, "nio_m_iterations": (30, 18, 9),
         "nio_m_iterations_lung": (30, 18, 18), "bspline_knots": 5, "bspline_iterations": 12, "bspline_sampled": 0.25,
     },
