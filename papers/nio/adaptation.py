@@ -111,7 +111,7 @@ def optimise_weights(
     Example:
         >>> from papers.nio.model import LapIRN
         >>> pair = torch.rand(2, 1, 1, 16, 16, 16)
-        >>> adapted = optimise_weights(LapIRN(4, blocks=1), pair[0], pair[1], iterations=(2, 1, 1))
+        >>> adapted = optimise_weights(LapIRN((4, 4, 4), blocks=1), pair[0], pair[1], iterations=(2, 1, 1))
         >>> adapted.field.shape, len(adapted.losses)
         (torch.Size([1, 3, 16, 16, 16]), 4)
     """

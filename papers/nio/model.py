@@ -54,20 +54,20 @@ class UpConv3d(nn.ConvTranspose3d):
     """A transposed conv 2³ of stride 2 without bias, written as the matrix product that it is.
 
     Example:
-        >>> UpConv3d(4)(torch.rand(1, 4, 2, 3, 4)).shape
-        torch.Size([1, 4, 4, 6, 8])
+        >>> UpConv3d(4, 2)(torch.rand(1, 4, 2, 3, 4)).shape
+        torch.Size([1, 2, 4, 6, 8])
     """
 
-    def __init__(self, channels: int):
-        super().__init__(channels, channels, kernel_size=2, stride=2, bias=False)
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, kernel_size=2, stride=2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.is_cuda:
             return super().forward(x)
         batch, channels, *size = x.shape
         product = self.weight.reshape(channels, -1).t() @ x.reshape(batch, channels, -1)  # (B, C·8, X·Y·Z)
-        product = product.reshape(batch, channels, 2, 2, 2, *size).permute(0, 1, 5, 2, 6, 3, 7, 4)
-        return product.reshape(batch, channels, *(2 * n for n in size))
+        product = product.reshape(batch, self.out_channels, 2, 2, 2, *size).permute(0, 1, 5, 2, 6, 3, 7, 4)
+        return product.reshape(batch, self.out_channels, *(2 * n for n in size))
 
 
 # ------------------------------------------------------------------------------------- the network (M1–M3)
@@ -124,32 +124,37 @@ class Level(nn.Module):
 
     Args:
         in_channels: 2 (M, F) at the coarsest level, 5 (warped M, F, field so far) at the others.
-        channels: C, 4 times the `start_channel` of cLapIRN; the paper builds on 28.
+        features: channels at the level's own size.
+        hidden: channels of the blocks, at half the size.
+        embedding: channels of what is passed on; the next level adds it to its hidden ones.
         blocks: conditional residual blocks.
         range_flow: largest displacement that a level adds, in unit coordinates.
 
     Example:
-        >>> update, embedding = Level(2, 4, blocks=1)(torch.rand(1, 2, 8, 8, 8), torch.tensor([[0.4]]))
+        >>> update, embedding = Level(2, 4, 6, 6, blocks=1)(torch.rand(1, 2, 8, 8, 8), torch.tensor([[0.4]]))
         >>> update.shape, embedding.shape
-        (torch.Size([1, 3, 8, 8, 8]), torch.Size([1, 4, 8, 8, 8]))
+        (torch.Size([1, 3, 8, 8, 8]), torch.Size([1, 6, 8, 8, 8]))
     """
 
-    def __init__(self, in_channels: int, channels: int = 28, blocks: int = 5, range_flow: float = 0.4):
+    def __init__(
+        self, in_channels: int, features: int, hidden: int, embedding: int, blocks: int = 5, range_flow: float = 0.4
+    ):
         super().__init__()
         self.features = nn.Sequential(
-            Conv3d(in_channels, channels), nn.LeakyReLU(0.2), Conv3d(channels, channels)
+            Conv3d(in_channels, features), nn.LeakyReLU(0.2), Conv3d(features, features)
         )  # fmt: skip
-        self.down = Conv3d(channels, channels, stride=2)
-        self.blocks = nn.ModuleList(ConditionalBlock(channels) for _ in range(blocks))
-        self.up = UpConv3d(channels)
+        self.down = Conv3d(features, hidden, stride=2)
+        self.blocks = nn.ModuleList(ConditionalBlock(hidden) for _ in range(blocks))
+        self.up = UpConv3d(hidden, embedding)
+        both = embedding + features
         self.flow = nn.Sequential(
-            Conv3d(2 * channels, channels), nn.LeakyReLU(0.2), Conv3d(channels, 3), nn.Softsign()
+            Conv3d(both, both // 2), nn.LeakyReLU(0.2), Conv3d(both // 2, 3), nn.Softsign()
         )  # fmt: skip
         self.range_flow = range_flow
 
     def forward(self, x: Tensor, lam: Tensor, coarser: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, in_channels, X, Y, Z), λ (B, 1), embedding (B, C, X/2, Y/2, Z/2) of the level before ->
-        (B, 3, X, Y, Z) unit displacement to add, (B, C, X, Y, Z) embedding for the next level."""
+        """(B, in_channels, X, Y, Z), λ (B, 1), embedding (B, hidden, X/2, Y/2, Z/2) of the level before ->
+        (B, 3, X, Y, Z) unit displacement to add, (B, embedding, X, Y, Z) for the next level."""
         features = self.features(x)
         hidden = self.down(features)
         if coarser is not None:
@@ -172,12 +177,14 @@ class LapIRN(nn.Module):
     before: û_i = up(û_{i-1}) + output.
 
     Args:
-        channels: C of each level. With 28 the levels have 0.41, 0.81 and 1.22 M parameters, cumulatively.
+        widths: channels at a level's own size, of its blocks at half the size, and of the finest level's embedding.
+            With 28, 28, 28 (cLapIRN) the levels have 0.41, 0.81 and 1.22 M parameters, cumulatively. The lite version
+            of cLapIRN has 8, 16, 8.
         blocks: residual blocks of each level.
         range_flow: largest displacement that a level adds, in unit coordinates.
 
     Example:
-        >>> fields = LapIRN(4, blocks=1)(torch.rand(1, 1, 16, 16, 24), torch.rand(1, 1, 16, 16, 24))
+        >>> fields = LapIRN((4, 4, 4), blocks=1)(torch.rand(1, 1, 16, 16, 24), torch.rand(1, 1, 16, 16, 24))
         >>> [tuple(field.shape[2:]) for field in fields]
         [(4, 4, 6), (8, 8, 12), (16, 16, 24)]
     """
@@ -185,10 +192,15 @@ class LapIRN(nn.Module):
     multiple = 2**LEVELS
     """sizes must be divisible by this: two poolings, and a stride inside the coarsest level"""
 
-    def __init__(self, channels: int = 28, blocks: int = 5, range_flow: float = 0.4):
+    def __init__(self, widths: Sequence[int] = (28, 28, 28), blocks: int = 5, range_flow: float = 0.4):
         super().__init__()
-        inputs = [2] + [5] * (LEVELS - 1)
-        self.levels = nn.ModuleList(Level(number, channels, blocks, range_flow) for number in inputs)
+        features, hidden, last = widths
+        self.levels = nn.ModuleList(
+            Level(
+                2 if number == 1 else 5, features, hidden, last if number == LEVELS else hidden, blocks, range_flow
+            )
+            for number in range(1, LEVELS + 1)
+        )
 
     @classmethod
     def from_levels(cls, levels: Sequence[nn.Module]) -> "LapIRN":

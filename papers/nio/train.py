@@ -49,8 +49,8 @@ class Config(RunConfig):
     """test pairs per setting; 0 is all (paper: all)"""
     folds: int = 10
     """lung cases are tested in so many folds; the number of cases is leave-one-out (paper: 10)"""
-    channels: int = 28
-    """C of each level (cLapIRN: 28)"""
+    widths: tuple[int, int, int] = (28, 28, 28)
+    """channels at a level's own size, of its blocks, of the finest level's embedding (cLapIRN: 28 28 28, lite: 8 16 8)"""
     blocks: int = 5
     """residual blocks of each level (cLapIRN: 5)"""
     range_flow: float = 0.4
@@ -94,7 +94,7 @@ class Config(RunConfig):
 PROFILES = {
     "smoke": {
         "shape": (16, 24, 16), "spacing_mm": 9.0, "lung_shape": (16, 16, 16), "oasis_split": (2, 1),
-        "lpba_split": (2, 1), "max_pairs": 1, "folds": 2, "channels": 4, "blocks": 1, "window": 3,
+        "lpba_split": (2, 1), "max_pairs": 1, "folds": 2, "widths": (4, 4, 4), "blocks": 1, "window": 3,
         "settings": ("oasis-lpba", "hippocampus-hippocampus", "lung"),
         "steps": (1, 1, 1), "freeze": 0, "validate_every": 1, "lr": 1e-3, "adapt_lr": 1e-3,
         "io_iterations": 2, "nio_iterations": 1, "nio_m_iterations": (1, 1, 1),
@@ -102,7 +102,7 @@ PROFILES = {
     },
     "cpu": {
         "shape": (24, 32, 24), "spacing_mm": 6.0, "label_zoom": 2, "lung_shape": (32, 24, 32),
-        "oasis_split": (60, 4), "lpba_split": (60, 4), "max_pairs": 20, "folds": 2, "channels": 8, "blocks": 3,
+        "oasis_split": (60, 4), "lpba_split": (60, 4), "max_pairs": 20, "folds": 2, "widths": (8, 8, 8), "blocks": 3,
         "window": 5, "settings": ("oasis-lpba", "lpba-oasis", "hippocampus-hippocampus", "lung"),
         "steps": (2400, 1200, 400), "freeze": 100, "validate_every": 100, "lr": 2e-3, "adapt_lr": 1e-3,
         "io_iterations": 60, "nio_iterations": 15, "nio_m_iterations": (30, 18, 9),
@@ -132,7 +132,7 @@ def build_model(config: Config):
     """A network of a configuration, on the CPU."""
     from papers.nio.model import LapIRN
 
-    return LapIRN(config.channels, config.blocks, config.range_flow)
+    return LapIRN(config.widths, config.blocks, config.range_flow)
 
 
 class Domains:

@@ -39,7 +39,7 @@ def test_halved_convolution_is_the_convolution(stride, slices):
 
 
 def test_transposed_convolution_as_a_product():
-    layer, x = model.UpConv3d(3), torch.randn(2, 3, 3, 4, 5)
+    layer, x = model.UpConv3d(3, 2), torch.randn(2, 3, 3, 4, 5)
     torch.testing.assert_close(layer(x), F.conv_transpose3d(x, layer.weight, stride=2), rtol=1e-4, atol=1e-5)
 
 
@@ -55,7 +55,7 @@ def test_conditional_norm_against_its_formula():
 
 
 def test_fields_are_upsampled_and_added():
-    network = model.LapIRN(4, blocks=1)
+    network = model.LapIRN((4, 4, 4), blocks=1)
     moving, fixed = smooth_image((16, 16, 24), 1), smooth_image((16, 16, 24), 2)
     fields = network(moving, fixed)
     with torch.no_grad():  # a last level that adds nothing leaves the field of the level before
@@ -67,7 +67,7 @@ def test_fields_are_upsampled_and_added():
 
 
 def test_frozen_levels_get_no_gradient():
-    network, images = model.LapIRN(4, blocks=1), torch.rand(2, 1, 1, 16, 16, 16)
+    network, images = model.LapIRN((4, 4, 4), blocks=1), torch.rand(2, 1, 1, 16, 16, 16)
     network(images[0], images[1], levels=2, frozen=1)[-1].sum().backward()
     assert all(p.grad is None for p in network.levels[0].parameters())
     assert all(p.grad is not None for p in network.levels[1].parameters())
@@ -76,7 +76,7 @@ def test_frozen_levels_get_no_gradient():
 
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="divisible by 8"):
-        model.LapIRN(4, blocks=1)(torch.rand(1, 1, 16, 16, 12), torch.rand(1, 1, 16, 16, 12))
+        model.LapIRN((4, 4, 4), blocks=1)(torch.rand(1, 1, 16, 16, 12), torch.rand(1, 1, 16, 16, 12))
 
 
 # --- fields ----------------------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def shifted_pair(size=(16, 16, 16)):
 @pytest.mark.parametrize("iterations", [(0, 0, 6), (6, 4, 4)])
 def test_weights_are_optimised_on_a_copy(iterations):
     torch.manual_seed(0)
-    network, (moving, fixed) = model.LapIRN(4, blocks=1), shifted_pair()
+    network, (moving, fixed) = model.LapIRN((4, 4, 4), blocks=1), shifted_pair()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     first = model.registration_loss(moving, fixed, adaptation.predict(network, moving, fixed))
     adapted = adaptation.optimise_weights(network, moving, fixed, iterations, lr=3e-3)
@@ -174,7 +174,7 @@ def test_weights_are_optimised_on_a_copy(iterations):
 
 def test_coarse_to_fine_trains_the_levels_that_take_part():
     torch.manual_seed(0)
-    network, (moving, fixed) = model.LapIRN(4, blocks=1), shifted_pair()
+    network, (moving, fixed) = model.LapIRN((4, 4, 4), blocks=1), shifted_pair()
     calls = []
 
     class Watched(torch.nn.Module):
@@ -215,7 +215,7 @@ def test_extras_for_lungs():
     assert all(smooth)
     constant = torch.full((1, 3, 5, 6, 7), 0.2)
     torch.testing.assert_close(model.spline_smooth(constant), constant)  # no edge that pulls towards zero
-    network = model.LapIRN(4, blocks=1)
+    network = model.LapIRN((4, 4, 4), blocks=1)
     for method in (plain, affine):
         found = adaptation.optimise_weights(network, moving, fixed, (1, 1, 1), 1e-3, method, torch.ones_like(fixed))
         assert found.field.isfinite().all()
