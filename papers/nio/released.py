@@ -49,7 +49,7 @@ def convert(released: dict[str, Tensor]) -> LapIRN:
         released["input_encoder_lvl1.0.weight"].shape[0], released["down_conv.weight"].shape[0],
         released["up.weight"].shape[1],
     ]  # fmt: skip
-    blocks = len([name for name in released if name.startswith("resblock_group_lvl1.") and name.endswith("conv1.weight")])
+    blocks = sum(name.startswith("resblock_group_lvl1.") and name.endswith("conv1.weight") for name in released)
     network, state = LapIRN(widths, blocks), {}
     for name in network.state_dict():
         value = released[released_name(name)]

@@ -9,15 +9,6 @@ from typing import Literal
 from shared.cli import RunConfig, train_command
 from shared.errors import InputError
 
-SETTINGS = {
-    "oasis-lpba": ("oasis", "lpba"),
-    "lpba-oasis": ("lpba", "oasis"),
-    "lpba-lpba": ("lpba", "lpba"),
-    "hippocampus-hippocampus": ("hippocampus", "hippocampus"),
-    "lung": ("lung", "lung"),
-}
-"""setting -> domain that is trained on, domain that is tested on"""
-
 
 @dataclass
 class Config(RunConfig):
@@ -50,7 +41,7 @@ class Config(RunConfig):
     folds: int = 10
     """lung cases are tested in so many folds; the number of cases is leave-one-out (paper: 10)"""
     widths: tuple[int, int, int] = (28, 28, 28)
-    """channels at a level's own size, of its blocks, of the finest level's embedding (cLapIRN: 28 28 28, lite: 8 16 8)"""
+    """channels at a level's own size, of its blocks, of the last embedding (cLapIRN: 28 28 28, cLapIRN lite: 8 16 8)"""
     blocks: int = 5
     """residual blocks of each level (cLapIRN: 5)"""
     range_flow: float = 0.4
@@ -135,53 +126,6 @@ def build_model(config: Config):
     return LapIRN(config.widths, config.blocks, config.range_flow)
 
 
-class Domains:
-    """The data of a folder, as the settings of a configuration need them.
-
-    Raises:
-        InputError: a setting that doesn't exist, sizes that 8 does not divide, or no data for any setting.
-    """
-
-    def __init__(self, config: Config):
-        from papers.nio.data import FOLDERS, Lungs, Scans, patients, scan_paths
-
-        for name in config.settings:
-            if name not in SETTINGS:
-                raise InputError(f"there is no setting '{name}': choose from {', '.join(SETTINGS)}")
-        for option, shape in (("shape", config.shape), ("lung-shape", config.lung_shape)):
-            if len(shape) != 3 or any(size % 8 or size < 8 for size in shape):
-                raise InputError(f"--{option} {shape}: expected three sizes divisible by 8")
-        there = {domain for domain in FOLDERS if domain != "lung" and scan_paths(config.data, domain)}
-        there |= {"lung"} if patients(config.data) else set()
-        self.settings = [name for name in config.settings if set(SETTINGS[name]) <= there]
-        if not self.settings:
-            wanted = sorted({FOLDERS[d] for name in config.settings for d in SETTINGS[name]})
-            raise InputError(f"{config.data}: expected the folders {', '.join(wanted)}, or some of them, with scans")
-        splits = {
-            "oasis": config.oasis_split, "lpba": config.lpba_split, "hippocampus": config.hippocampus_split
-        }  # fmt: skip
-        used = {domain for name in self.settings for domain in SETTINGS[name]}
-        grid = (config.shape, config.spacing_mm, config.label_zoom)
-        self.scans = {d: Scans(config.data, d, splits[d], *grid) for d in splits if d in used}
-        self.lungs = Lungs(config.data, config.lung_shape) if "lung" in used else None
-        self.folds = min(config.folds, len(self.lungs.patients)) if self.lungs else 0
-        if self.lungs and self.folds < 2:
-            raise InputError(f"--folds {config.folds}: expected at least 2, so that no case is trained and tested on")
-
-    def sources(self) -> list[str]:
-        """Names of the networks: one per brain domain that is trained on, one per fold of lungs."""
-        brains = list(dict.fromkeys(SETTINGS[name][0] for name in self.settings if name != "lung"))
-        return brains + [f"lung{fold}" for fold in range(self.folds)]
-
-    def training_pairs(self, source: str):
-        """Data set of training pairs for a network."""
-        from papers.nio.data import BreathPairs, ScanPairs
-
-        if source.startswith("lung"):
-            return BreathPairs(self.lungs, int(source[4:]), self.folds)
-        return ScanPairs(self.scans[source])
-
-
 class Best:
     """The weights with the highest Dice in validation, and the step of the last one. Part of the checkpoint."""
 
@@ -222,6 +166,7 @@ def train(config: Config) -> None:
     """Train a network per source, level by level (M5); writes config.json, checkpoint.pt and log.csv."""
     import torch
 
+    from papers.nio.experiments import Domains
     from papers.nio.model import LEVELS, LapIRN, registration_loss
     from shared import gpu
 
@@ -230,7 +175,7 @@ def train(config: Config) -> None:
     networks, wrapped = {}, {}
     if uses_network(config):
         for source in domains.sources():
-            networks[source] = build_model(config)
+            networks[source] = gpu.initialise_by_name(build_model(config), config.seed)
             # Levels are trained one after another, so each is prepared alone.
             wrapped[source] = LapIRN.from_levels([run.prepare(level) for level in networks[source].levels])
     optimizers = {
@@ -277,18 +222,17 @@ def load_networks(config: Config, levels: list, best: dict[str, Best]) -> None:
     Raises:
         InputError: no checkpoint given, or one of other networks.
     """
-    from shared.checkpoints import load_checkpoint
+    from shared.checkpoints import load_checkpoint, load_weights
 
     if config.init is None:
         raise InputError("this variant trains nothing: give the checkpoint of variant 'full' as --init")
     content = load_checkpoint(config.init, "nio")
-    try:
-        for level, state in zip(levels, content["models"], strict=True):
-            level.load_state_dict(state)
-        for name, item in best.items():
-            item.load_state_dict(content["objects"][f"best_{name}"])
-    except (RuntimeError, KeyError, ValueError) as error:
-        raise InputError(f"{config.init}: its networks are not those of this configuration and data set") from error
+    if len(levels) != len(content["models"]) or not {f"best_{name}" for name in best} <= set(content["objects"]):
+        raise InputError(f"{config.init}: its networks are not those of this configuration and data set")
+    for level, state in zip(levels, content["models"]):
+        load_weights(level, state, config.init)
+    for name, item in best.items():
+        item.load_state_dict(content["objects"][f"best_{name}"])
 
 
 def main(argv: list[str] | None = None) -> None:

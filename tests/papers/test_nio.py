@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from papers.nio import adaptation, measures, model
+from papers.nio import adaptation, convolutions, measures, model
 from shared.errors import InputError
 
 torch.set_num_threads(1)
@@ -29,7 +29,7 @@ def test_parameters_of_the_paper_s_network():
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("slices", [8, 9, 12, 16])
 def test_halved_convolution_is_the_convolution(stride, slices):
-    layer, x = model.Conv3d(3, 4, stride), torch.randn(1, 3, slices, 6, 4, requires_grad=True)
+    layer, x = convolutions.Conv3d(3, 4, stride), torch.randn(1, 3, slices, 6, 4, requires_grad=True)
     expected = F.conv3d(x, layer.weight, stride=stride, padding=1)
     found = layer(x)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -39,7 +39,7 @@ def test_halved_convolution_is_the_convolution(stride, slices):
 
 
 def test_transposed_convolution_as_a_product():
-    layer, x = model.UpConv3d(3, 2), torch.randn(2, 3, 3, 4, 5)
+    layer, x = convolutions.UpConv3d(3, 2), torch.randn(2, 3, 3, 4, 5)
     torch.testing.assert_close(layer(x), F.conv_transpose3d(x, layer.weight, stride=2), rtol=1e-4, atol=1e-5)
 
 
@@ -301,7 +301,7 @@ def test_displacement_file_is_what_simpleitk_understands(tmp_path):
     """Warping by SimpleITK with the written field gives the warped image that `apply` writes."""
     import SimpleITK as sitk
 
-    from papers.nio import eval as evaluation
+    from papers.nio import world
     from shared import nifti
 
     rng = np.random.default_rng(0)
@@ -310,9 +310,9 @@ def test_displacement_file_is_what_simpleitk_understands(tmp_path):
     fixed = nifti.make_image(rng.random(shape, dtype=np.float32), affine)
     moving = nifti.make_image(rng.random(shape, dtype=np.float32), affine)
     displacement = 2 * rng.standard_normal((3, *shape))
-    ours = evaluation.warp_in_world(moving, fixed, displacement)
+    ours = world.warp_in_world(moving, fixed, displacement)
     path = tmp_path / "field.nii.gz"
-    evaluation.save_displacement(displacement, fixed, path)
+    world.save_displacement(displacement, fixed, path)
     transform = sitk.DisplacementFieldTransform(sitk.ReadImage(str(path), sitk.sitkVectorFloat64))
     theirs = sitk.Resample(nifti.to_sitk(moving), nifti.to_sitk(fixed), transform, sitk.sitkLinear, 0.0)
     inner = (slice(3, -3),) * 3
@@ -320,14 +320,14 @@ def test_displacement_file_is_what_simpleitk_understands(tmp_path):
 
 
 def test_world_displacement_of_a_shift():
-    from papers.nio import eval as evaluation
+    from papers.nio import world
     from shared import nifti
 
     grid = nifti.make_image(np.zeros((8, 8, 8), np.float32), np.diag([2.0, 2, 2, 1]))
     fixed = nifti.make_image(np.zeros((10, 9, 8), np.float32), np.diag([-1.0, 1, 1, 1]) + 0.0)
     voxels = torch.zeros(1, 3, 8, 8, 8)
     voxels[:, 1] = 1.5
-    found = evaluation.world_displacement(model.voxel_to_unit(voxels), grid, fixed)
+    found = world.world_displacement(model.voxel_to_unit(voxels), grid, fixed)
     np.testing.assert_allclose(found[1], 3.0, rtol=1e-5)  # 1.5 voxels of 2 mm
     assert np.abs(found[[0, 2]]).max() < 1e-5
 
@@ -354,7 +354,7 @@ def test_the_lung_stand_in_s_landmarks_are_its_motion(lungs_on_disk):
     """The true field takes each landmark of T00 to that of T50, and the reader finds both in the image's frame."""
     from benchmarks.standins import lung_motion
     from benchmarks.standins import nio as standin
-    from papers.nio.data import Lungs
+    from papers.nio.lungs import Lungs
 
     lungs, setting = Lungs(lungs_on_disk, (16, 16, 16)), standin.SETTINGS["smoke"]
     pair = lungs.pair(2)
@@ -370,7 +370,7 @@ def test_the_lung_stand_in_s_landmarks_are_its_motion(lungs_on_disk):
 def test_broken_lung_files_are_one_sentence(lungs_on_disk, tmp_path):
     import shutil
 
-    from papers.nio.data import Lungs, read_landmarks
+    from papers.nio.lungs import Lungs, read_landmarks
 
     copy = tmp_path / "copy"
     shutil.copytree(lungs_on_disk, copy)
@@ -390,7 +390,7 @@ def test_broken_lung_files_are_one_sentence(lungs_on_disk, tmp_path):
 
 
 def test_no_case_is_trained_and_tested_on(lungs_on_disk):
-    from papers.nio.data import BreathPairs, Lungs
+    from papers.nio.lungs import BreathPairs, Lungs
 
     lungs = Lungs(lungs_on_disk, (16, 16, 16))
     for number, _ in lungs.patients:
