@@ -40,8 +40,12 @@ class Domains:
             "oasis": config.oasis_split, "lpba": config.lpba_split, "hippocampus": config.hippocampus_split
         }  # fmt: skip
         used = {domain for name in self.settings for domain in SETTINGS[name]}
-        grid = (config.shape, config.spacing_mm, config.label_zoom)
-        self.scans = {d: Scans(config.data, d, splits[d], *grid) for d in splits if d in used}
+        voxels = {"hippocampus": config.hippocampus_spacing_mm}
+        self.scans = {
+            d: Scans(config.data, d, splits[d], config.shape, voxels.get(d, config.spacing_mm), config.label_zoom)
+            for d in splits
+            if d in used
+        }
         self.lungs = Lungs(config.data, config.lung_shape) if "lung" in used else None
         self.folds = min(config.folds, len(self.lungs.patients)) if self.lungs else 0
         if self.lungs and self.folds < 2:

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from papers.nio.data import FOLDERS, Breath, Pair
 from shared import nifti
 from shared.errors import InputError
+from shared.files import refuse_duplicates
 
 HU_WINDOW = (-1000.0, 0.0)
 """CT numbers that become 0 and 1: lung parenchyma and vessels"""
@@ -101,6 +102,7 @@ class Lungs:
     def __init__(self, root: Path, shape):
         self.root, self.shape = Path(root), tuple(shape)
         self.patients = patients(root)
+        refuse_duplicates((number for number, _ in self.patients), f"{self.root / FOLDERS['lung']}: case")
         self.geometry = geometry(root)
         if len(self.patients) < 2:
             raise InputError(f"{self.root / FOLDERS['lung']}: expected at least 2 cases, found {len(self.patients)}")

@@ -26,6 +26,8 @@ class Config(RunConfig):
     """voxels of a brain along R, A, S; each divisible by 8 (paper: 144 x 160 x 192 in the order of its files)"""
     spacing_mm: float = 1.0
     """voxel size of a brain [mm] (paper: 1)"""
+    hippocampus_spacing_mm: float = 1.0
+    """voxel size of a hippocampus, on a grid of the same shape [mm] (not in the paper)"""
     label_zoom: int = 1
     """Dice is computed on a grid so many times finer than the network's (paper: 1)"""
     lung_shape: tuple[int, int, int] = (192, 144, 192)
@@ -82,6 +84,16 @@ class Config(RunConfig):
     """share of the voxels that its mutual information is computed from"""
 
 
+SMALL = {
+    "shape": (24, 32, 24), "spacing_mm": 6.0, "hippocampus_spacing_mm": 2.0, "label_zoom": 2,
+    "lung_shape": (32, 24, 32), "oasis_split": (60, 4), "lpba_split": (60, 4), "max_pairs": 20, "folds": 2, "widths": (8, 8, 8),
+    "blocks": 3, "window": 5, "settings": ("oasis-lpba", "hippocampus-hippocampus"), "steps": (2400, 1200, 400), "freeze": 100,
+    "validate_every": 100, "lr": 2e-3, "adapt_lr": 1e-3, "io_iterations": 60, "nio_iterations": 15,
+    "nio_m_iterations": (30, 18, 9), "nio_m_iterations_lung": (30, 18, 18), "bspline_knots": 5,
+    "bspline_iterations": 12, "bspline_sampled": 0.25,
+}  # fmt: skip
+"""What the profiles `cpu` and `study` share"""
+
 PROFILES = {
     "smoke": {
         "shape": (16, 24, 16), "spacing_mm": 9.0, "lung_shape": (16, 16, 16), "oasis_split": (2, 1),
@@ -91,14 +103,8 @@ PROFILES = {
         "io_iterations": 2, "nio_iterations": 1, "nio_m_iterations": (1, 1, 1),
         "nio_m_iterations_lung": (1, 1, 1), "bspline_knots": 2, "bspline_iterations": 1, "bspline_sampled": 0.1,
     },
-    "cpu": {
-        "shape": (24, 32, 24), "spacing_mm": 6.0, "label_zoom": 2, "lung_shape": (32, 24, 32),
-        "oasis_split": (60, 4), "lpba_split": (60, 4), "max_pairs": 20, "folds": 2, "widths": (8, 8, 8), "blocks": 3,
-        "window": 5, "settings": ("oasis-lpba", "lpba-oasis", "hippocampus-hippocampus", "lung"),
-        "steps": (2400, 1200, 400), "freeze": 100, "validate_every": 100, "lr": 2e-3, "adapt_lr": 1e-3,
-        "io_iterations": 60, "nio_iterations": 15, "nio_m_iterations": (30, 18, 9),
-        "nio_m_iterations_lung": (30, 18, 18), "bspline_knots": 5, "bspline_iterations": 12, "bspline_sampled": 0.25,
-    },
+    "cpu": SMALL,
+    "study": {**SMALL},
     "paper": {},
 }  # fmt: skip
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from papers.nio import adaptation, convolutions, measures, model
+from papers.nio import adaptation, convolutions, measures, model, released
 from shared.errors import InputError
 
 torch.set_num_threads(1)
@@ -52,6 +52,64 @@ def test_conditional_norm_against_its_formula():
             normed = (values - values.mean()) / (values.var(unbiased=False) + 1e-5).sqrt()
             expected = (1 + gamma[b, c]) * normed + beta[b, c]
             torch.testing.assert_close(layer(x, code)[b, c], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gain_of_the_conditional_norm_is_one_at_first():
+    """cLapIRN sets the bias of both γ and β to zero; resetting the layers by name must not undo it."""
+    from shared.gpu import initialise_by_name
+
+    for network in (model.LapIRN((4, 4, 4), blocks=1), initialise_by_name(model.LapIRN((4, 4, 4), blocks=1), 3)):
+        norms = [m for m in network.modules() if isinstance(m, model.ConditionalInstanceNorm)]
+        assert len(norms) == 6 and not any(norm.style.bias.any() for norm in norms)
+
+
+def test_widths_of_the_lite_network():
+    """The release's lite network has 503 744 parameters."""
+    network = model.LapIRN((8, 16, 8))
+    assert sum(p.numel() for p in network.parameters()) == 503_744
+    assert [level.up.out_channels for level in network.levels] == [16, 16, 8]
+    assert network(*torch.rand(2, 1, 1, 16, 16, 16))[-1].shape == (1, 3, 16, 16, 16)
+
+
+def as_released(network: model.LapIRN) -> dict[str, torch.Tensor]:
+    """Weights under the release's names; components of a field from the last axis."""
+    turned = {
+        name: value.flip(0) if name.endswith("flow.2.weight") else value for name, value in network.state_dict().items()
+    }
+    for level in (1, 2):
+        name = f"levels.{level}.features.0.weight"
+        turned[name] = torch.cat([turned[name][:, :2], turned[name][:, 2:].flip(1)], dim=1)
+    return {released.released_name(name): value for name, value in turned.items()}
+
+
+@pytest.mark.parametrize("widths", [(4, 4, 4), (4, 8, 4)])
+def test_released_weights_become_our_network(widths, tmp_path):
+    network, images = model.LapIRN(widths, blocks=2), torch.rand(2, 1, 1, 16, 16, 24)
+    weights = as_released(network)
+    assert {"down_conv.weight", "model_lvl2.up.weight", "model_lvl2.model_lvl1.output_lvl1.2.weight"} <= set(weights)
+    assert "model_lvl2.resblock_group_lvl1.2.mapping.6.bias" in weights  # the second block
+    torch.save(weights, tmp_path / "released.pth")
+    found = released.load_clapirn(tmp_path / "released.pth")
+    assert len(found.levels[0].blocks) == 2
+    for field, expected in zip(found(*images), network(*images), strict=True):
+        assert torch.equal(field, expected)
+
+
+def test_the_release_counts_components_from_the_last_axis():
+    network = model.LapIRN((4, 4, 4), blocks=1)
+    weights = as_released(network)
+    for name, value in weights.items():
+        if name.endswith("output_lvl1.2.weight"):
+            value[1:] = 0  # the release's component 0 alone, which `grid_sample` takes along the last axis
+    field = released.convert(weights)(*torch.rand(2, 1, 1, 16, 16, 16))[-1]
+    assert not field[:, :2].any() and field[:, 2].abs().max() > 0
+
+
+def test_other_weights_are_refused(tmp_path):
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
+    for path in (tmp_path / "other.pth", tmp_path / "none.pth"):
+        with pytest.raises(InputError, match=path.name):
+            released.load_clapirn(path)
 
 
 def test_fields_are_upsampled_and_added():
@@ -247,6 +305,16 @@ def test_worst_share():
     assert measures.worst_share([0.4]) == [0.4]
 
 
+def test_rows_of_the_worst_cases():
+    from papers.nio.eval import worst_rows
+
+    scores = [0.9, 0.2, 0.4, 0.8, 0.7, 0.6, 0.5]
+    rows = worst_rows("x", [{"dice": score} for score in scores])
+    assert [row["case"] for row in rows] == ["x/lowest01", "x/lowest02"]
+    assert [row["dice30"] for row in rows] == [0.2, 0.4]
+    assert [row["worst_gap"] for row in rows] == pytest.approx([0.2 - np.mean(scores), 0.4 - np.mean(scores)])
+
+
 def test_dice_of_labels_on_a_finer_grid():
     fixed = np.zeros((16, 16, 16), np.int32)
     fixed[4:10, 4:12, 4:12] = 1
@@ -387,6 +455,62 @@ def test_broken_lung_files_are_one_sentence(lungs_on_disk, tmp_path):
     (copy / "dirlab" / "geometry.json").write_text("{", "utf-8")
     with pytest.raises(InputError, match="geometry.json"):
         Lungs(copy, (16, 16, 16))
+
+
+def test_a_case_that_lies_there_twice_is_refused(lungs_on_disk, tmp_path):
+    import shutil
+
+    from papers.nio.lungs import Lungs
+
+    shutil.copytree(lungs_on_disk, tmp_path / "copy")
+    shutil.copytree(lungs_on_disk / "dirlab" / "Case1Pack", tmp_path / "copy" / "dirlab" / "Case01Pack")
+    with pytest.raises(InputError, match="2 times"):
+        Lungs(tmp_path / "copy", (16, 16, 16))
+
+
+@pytest.fixture(scope="module")
+def brains_on_disk(tmp_path_factory):
+    from benchmarks.standins import nio as standin
+
+    out = tmp_path_factory.mktemp("brains")
+    standin.write_brains(out, "oasis", standin.SETTINGS["smoke"], seed=1)
+    return out
+
+
+def test_a_split_that_would_mix_training_and_test_is_refused(brains_on_disk):
+    from papers.nio.data import Scans
+
+    grid = ((16, 24, 16), 9.0)
+    assert len(Scans(brains_on_disk, "oasis", (2, 1), *grid).test) == 2
+    with pytest.raises(InputError, match="expected 2 scans"):
+        Scans(brains_on_disk, "oasis", (2, -1), *grid)
+    with pytest.raises(InputError, match="expected 4 scans"):
+        Scans(brains_on_disk, "oasis", (4, 0), *grid)
+
+
+@pytest.mark.parametrize("damage", ["shape", "fractions"])
+def test_labels_that_do_not_fit_their_image_are_refused(brains_on_disk, tmp_path, damage):
+    from papers.nio.data import read_scan, scan_paths
+    from shared import nifti
+
+    name, image, labels = scan_paths(brains_on_disk, "oasis")[0]
+    assert read_scan(name, image, labels, (16, 24, 16), 9.0).labels.max() > 0
+    found = nifti.load(labels)
+    data = found.data[1:] if damage == "shape" else found.data + 0.5
+    nifti.save(tmp_path / "labels.nii.gz", data, affine=found.affine)
+    with pytest.raises(InputError, match="labels.nii.gz"):
+        read_scan(name, image, tmp_path / "labels.nii.gz", (16, 24, 16), 9.0)
+
+
+def test_nothing_beside_the_output_is_overwritten(tmp_path):
+    """`apply` also writes NAME_field.nii.gz and NAME.png: neither may be one of its inputs."""
+    from papers.nio.eval import apply
+
+    field = tmp_path / "warped_field.nii.gz"
+    field.write_bytes(b"precious")
+    with pytest.raises(InputError, match="warped_field"):
+        apply(tmp_path / "checkpoint.pt", field, tmp_path / "fixed.nii.gz", tmp_path / "warped.nii.gz")
+    assert field.read_bytes() == b"precious"
 
 
 def test_no_case_is_trained_and_tested_on(lungs_on_disk):
