@@ -4,7 +4,8 @@ The `oasis` domain is older: wide ventricles and sulci, MPRAGE, bias removed, li
 younger: a spoiled gradient echo with less contrast, a strong receive field, more noise, leftovers of skull and scalp
 after brain extraction, larger differences in pose, other labels. Every subject has gyri of its own, so there is no
 perfect alignment, as in life. Every fourth test subject is an outlier with large ventricles and a large deformation;
-the atlases, the first test scan of `oasis` and the first two of `lpba`, are none. Written in the layout that the published sets have after the paper's preprocessing.
+the atlases, the first test scan of `oasis` and the first two of `lpba`, are none. Written in the layout that the
+published sets have after the paper's preprocessing.
 """
 
 import json
@@ -18,7 +19,7 @@ import numpy as np
 from benchmarks.standins import brain, lung_motion
 from shared.files import complete_or_absent
 
-Size = Literal["smoke", "cpu", "paper"]
+Size = Literal["smoke", "cpu", "study", "paper"]
 THREADS = 4  # NumPy and SciPy let go of the interpreter while they work
 SPGR = brain.Sequence(tr_ms=600, te_ms=4)
 PHASES = {"T00": 1.0, "T10": 0.85, "T20": 0.6, "T50": 0.0}
@@ -41,9 +42,11 @@ class Setting:
     phases: tuple[str, ...] = ("T00", "T10", "T20", "T50")
 
 
+SMALL = Setting((48, 64, 48), 3.0, (60, 4, 21), (60, 4, 12), 6, (64, 46, 60), (5.0, 5.0, 5.0), 60)
 SETTINGS = {
     "smoke": Setting((16, 24, 16), 9.0, (2, 1, 2), (2, 1, 2), 2, (28, 20, 26), (12.0, 12.0, 12.0), 8, ("T00", "T50")),
-    "cpu": Setting((48, 64, 48), 3.0, (60, 4, 21), (60, 4, 12), 6, (64, 46, 60), (5.0, 5.0, 5.0), 60),
+    "cpu": SMALL,
+    "study": SMALL,
     "paper": Setting((144, 192, 160), 1.0, (24, 3, 13), (20, 3, 17), 10, (160, 120, 100), (2.0, 2.0, 2.5), 300),
 }
 
@@ -169,7 +172,7 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> dict:
     Args:
         out: folder to create.
         seed: of everything random.
-        size: smoke, cpu or paper.
+        size: smoke, cpu, study (the same as cpu) or paper.
 
     Returns:
         note on what was made, also in `standin.json`.

@@ -121,9 +121,8 @@ def read_scan(name: str, image_path: Path, label_path: Path, shape, spacing_mm: 
     Raises:
         InputError: a file is missing or broken, or the labels are not on the image's grid.
     """
-    image, labels = nifti.load(image_path, ndim=3), nifti.load_labels(label_path, 1000, ndim=3)
-    if image.shape != labels.shape:
-        raise InputError(f"{label_path}: has shape {labels.shape} and its image {image.shape}; they must agree")
+    image = nifti.load(image_path, ndim=3)
+    labels = resample.on_grid_of(nifti.load_labels(label_path, 1000, ndim=3), image)
     labels = on_grid(labels, spacing_mm / label_zoom, label=True)
     return Scan(
         name,

@@ -488,7 +488,7 @@ def test_a_split_that_would_mix_training_and_test_is_refused(brains_on_disk):
         Scans(brains_on_disk, "oasis", (4, 0), *grid)
 
 
-@pytest.mark.parametrize("damage", ["shape", "fractions"])
+@pytest.mark.parametrize("damage", ["shape", "fractions", "moved"])
 def test_labels_that_do_not_fit_their_image_are_refused(brains_on_disk, tmp_path, damage):
     from papers.nio.data import read_scan, scan_paths
     from shared import nifti
@@ -496,10 +496,23 @@ def test_labels_that_do_not_fit_their_image_are_refused(brains_on_disk, tmp_path
     name, image, labels = scan_paths(brains_on_disk, "oasis")[0]
     assert read_scan(name, image, labels, (16, 24, 16), 9.0).labels.max() > 0
     found = nifti.load(labels)
-    data = found.data[1:] if damage == "shape" else found.data + 0.5
-    nifti.save(tmp_path / "labels.nii.gz", data, affine=found.affine)
+    data = {"shape": found.data[1:], "fractions": found.data + 0.5, "moved": found.data}[damage]
+    affine = found.affine + (np.eye(4, k=3) * 5 if damage == "moved" else 0)  # 5 mm to the side
+    nifti.save(tmp_path / "labels.nii.gz", data, affine=affine)
     with pytest.raises(InputError, match="labels.nii.gz"):
         read_scan(name, image, tmp_path / "labels.nii.gz", (16, 24, 16), 9.0)
+
+
+def test_labels_with_flipped_axes_are_put_in_order(brains_on_disk, tmp_path):
+    from papers.nio.data import read_scan, scan_paths
+    from shared import nifti
+
+    name, image, labels = scan_paths(brains_on_disk, "oasis")[0]
+    found = nifti.load(labels)
+    affine = found.affine @ np.array([[-1, 0, 0, found.shape[0] - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+    nifti.save(tmp_path / "labels.nii.gz", found.data[::-1], affine=affine)
+    plain, flipped = (read_scan(name, image, path, (16, 24, 16), 9.0) for path in (labels, tmp_path / "labels.nii.gz"))
+    assert np.array_equal(plain.labels, flipped.labels)
 
 
 def test_nothing_beside_the_output_is_overwritten(tmp_path):
