@@ -83,6 +83,9 @@ def register(
 
     Returns:
         unit field (1, 3, X, Y, Z) on the CPU, and the loss at each iteration (empty without optimisation).
+
+    Raises:
+        InputError: the field is not finite.
     """
     if config.method == "initial":
         return torch.zeros(1, 3, *fixed.shape[2:]), []
@@ -91,7 +94,7 @@ def register(
         arrays = [image[0, 0].cpu().numpy() for image in (moving, fixed)]
         options = {"knots": config.bspline_knots, "iterations": config.bspline_iterations}
         voxels = register_bspline(*arrays, spacing_mm, **options, sampled=config.bspline_sampled)
-        return voxel_to_unit(torch.from_numpy(voxels)[None]), []
+        return finite(voxel_to_unit(torch.from_numpy(voxels)[None]), "the displacement field"), []
     extras = {"spline": True, "affine_sd": config.affine_sd} if lung else {}
     objective = Objective(config.lam, config.window, config.voxel_units, seed=config.seed, patience=patience, **extras)
     if config.method == "lapirn":
@@ -100,9 +103,11 @@ def register(
         start = predict(network, moving, fixed, objective)
         found = optimise_field(start, moving, fixed, config.io_iterations, config.io_lr, objective, mask)
     else:
-        levels = config.nio_m_iterations_lung if lung else config.nio_m_iterations
-        iterations = (0, 0, config.nio_iterations) if config.method == "nio" else levels
-        found = optimise_weights(network, moving, fixed, iterations, config.adapt_lr, objective, mask)
+        iterations, lr = (0, 0, config.nio_iterations), config.nio_lr
+        if config.method == "nio_m":
+            iterations = config.nio_m_iterations_lung if lung else config.nio_m_iterations
+            lr = config.nio_m_lr
+        found = optimise_weights(network, moving, fixed, iterations, lr, objective, mask)
     return finite(found.field.cpu(), "the displacement field"), found.losses
 
 

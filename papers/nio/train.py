@@ -72,8 +72,10 @@ class Config(RunConfig):
     """iterations of NIO_m on brains with one, two and three levels (paper: 100, 60, 30)"""
     nio_m_iterations_lung: tuple[int, int, int] = (100, 60, 60)
     """the same on lungs (paper: 100, 60, 60)"""
-    adapt_lr: float = 1e-4
-    """learning rate of Adam on the weights at test time (paper: 1e-4)"""
+    nio_lr: float = 1e-4
+    """learning rate of Adam on the weights in NIO (paper: 1e-4)"""
+    nio_m_lr: float = 1e-4
+    """learning rate of Adam on the weights in NIO_m (paper: 1e-4)"""
     affine_sd: float = 0.03
     """random affine matrices at test time on lungs: standard deviation of each entry; 0: none"""
     bspline_knots: int = 12
@@ -86,11 +88,11 @@ class Config(RunConfig):
 
 SMALL = {
     "shape": (24, 32, 24), "spacing_mm": 6.0, "hippocampus_spacing_mm": 2.0, "label_zoom": 2,
-    "lung_shape": (32, 24, 32), "oasis_split": (60, 4), "lpba_split": (60, 4), "max_pairs": 20, "folds": 2, "widths": (8, 8, 8),
-    "blocks": 3, "window": 5, "settings": ("oasis-lpba", "hippocampus-hippocampus"), "steps": (2400, 1200, 400), "freeze": 100,
-    "validate_every": 100, "lr": 2e-3, "adapt_lr": 1e-3, "io_iterations": 60, "nio_iterations": 15,
-    "nio_m_iterations": (30, 18, 9), "nio_m_iterations_lung": (30, 18, 18), "bspline_knots": 5,
-    "bspline_iterations": 12, "bspline_sampled": 0.25,
+    "lung_shape": (32, 24, 32), "oasis_split": (60, 4), "lpba_split": (60, 4), "max_pairs": 20, "folds": 2,
+    "widths": (8, 8, 8), "blocks": 3, "window": 5, "settings": ("oasis-lpba", "hippocampus-hippocampus"),
+    "freeze": 30, "validate_every": 100, "lr": 1e-3, "io_iterations": 60, "io_lr": 1.0, "nio_iterations": 15,
+    "nio_lr": 3e-3, "nio_m_iterations": (30, 18, 9), "nio_m_iterations_lung": (30, 18, 18), "nio_m_lr": 1e-3,
+    "bspline_knots": 5, "bspline_iterations": 12, "bspline_sampled": 0.25,
 }  # fmt: skip
 """What the profiles `cpu` and `study` share"""
 
@@ -99,12 +101,12 @@ PROFILES = {
         "shape": (16, 24, 16), "spacing_mm": 9.0, "lung_shape": (16, 16, 16), "oasis_split": (2, 1),
         "lpba_split": (2, 1), "max_pairs": 1, "folds": 2, "widths": (4, 4, 4), "blocks": 1, "window": 3,
         "settings": ("oasis-lpba", "hippocampus-hippocampus", "lung"),
-        "steps": (1, 1, 1), "freeze": 0, "validate_every": 1, "lr": 1e-3, "adapt_lr": 1e-3,
+        "steps": (1, 1, 1), "freeze": 0, "validate_every": 1, "lr": 1e-3, "nio_lr": 1e-3, "nio_m_lr": 1e-3,
         "io_iterations": 2, "nio_iterations": 1, "nio_m_iterations": (1, 1, 1),
         "nio_m_iterations_lung": (1, 1, 1), "bspline_knots": 2, "bspline_iterations": 1, "bspline_sampled": 0.1,
     },
-    "cpu": SMALL,
-    "study": {**SMALL},
+    "cpu": {**SMALL, "steps": (200, 200, 600)},
+    "study": {**SMALL, "steps": (300, 300, 900)},
     "paper": {},
 }  # fmt: skip
 
