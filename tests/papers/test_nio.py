@@ -477,6 +477,23 @@ def brains_on_disk(tmp_path_factory):
     return out
 
 
+def test_atlases_of_the_paper(tmp_path):
+    """S24 and S25 of LPBA40, case 285 of OASIS; the first scans of a test set that lacks them."""
+    from papers.nio.data import Scans
+
+    for number in range(1, 41):
+        (tmp_path / "lpba40" / f"S{number:02d}").mkdir(parents=True)
+    for number in range(1, 300):
+        (tmp_path / "oasis" / f"OASIS_OAS1_{number:04d}_MR1").mkdir(parents=True)
+    grid = ((16, 24, 16), 9.0)
+    lpba = Scans(tmp_path, "lpba", (20, 3), *grid)
+    names = [name for name, _, _ in lpba.pairs("oasis-lpba")]
+    assert names[:3] == ["oasis-lpba/S26-S24", "oasis-lpba/S26-S25", "oasis-lpba/S27-S24"] and len(names) == 30
+    assert Scans(tmp_path, "lpba", (26, 3), *grid).pairs("x", most=1)[0][0] == "x/S32-S30"
+    assert Scans(tmp_path, "oasis", (250, 5), *grid).pairs("x", most=1)[0][0] == "x/0256-0285"
+    assert Scans(tmp_path, "oasis", (285, 5), *grid).pairs("x", most=1)[0][0] == "x/0292-0291"
+
+
 def test_a_split_that_would_mix_training_and_test_is_refused(brains_on_disk):
     from papers.nio.data import Scans
 
