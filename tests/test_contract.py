@@ -100,11 +100,12 @@ def test_paper_toml(slug):
         for control in controls:
             assert not control.get("requires"), f"{claim['id']}: its control {control['id']} needs a control itself"
             assert control.get("datasets") == claim.get("datasets"), f"{claim['id']} and its control differ in datasets"
-    default = set(paper["profiles"]["cpu"].get("variants", variants))
-    for claim in paper["claim"]:
-        if "datasets" not in claim or "standin" in claim["datasets"]:
-            missing = set(claims.variants_of(claim)) - default
-            assert not missing, f"{claim['id']} needs {missing}, which `make reproduce` does not run"
+    by_id = {claim["id"]: claim for claim in paper["claim"]}
+    for profile, settings in paper["profiles"].items():
+        runs = set(settings.get("variants", variants))
+        for name in settings.get("claims", []):
+            missing = set(claims.variants_of(by_id[name])) - runs
+            assert not missing, f"profile {profile} claims {name}, which needs {missing}, and it does not run them"
 
 
 @each_paper
