@@ -1,6 +1,5 @@
 """Stand-in data for CUTS: fundus photographs, T1-weighted and FLAIR slices in the layout of its authors."""
 
-import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -9,9 +8,10 @@ from scipy import ndimage
 
 from benchmarks.standins.fundus import make_fundus
 from benchmarks.standins.head_slice import Head, acquire, contrast, make_head, smooth_noise
+from shared.files import complete_or_absent
 
-CASES = {"smoke": 4, "cpu": 24, "paper": 56}  # images of each of the three data sets
-SIZE = {"smoke": 32, "cpu": 128, "paper": 128}  # pixels
+CASES = {"smoke": 4, "cpu": 24, "study": 16, "paper": 56}  # images of each of the three data sets
+SIZE = {"smoke": 32, "cpu": 128, "study": 128, "paper": 128}  # pixels
 T1 = {"scalp": 0.95, "skull": 0.1, "fluid": 0.22, "grey": 0.58, "white": 0.82, "deep": 0.68}
 FLAIR = {"scalp": 0.7, "skull": 0.1, "fluid": 0.12, "grey": 0.6, "white": 0.48, "deep": 0.57}
 
@@ -55,35 +55,31 @@ def tumour_case(rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
     return {"image": image.astype(np.float32), "label": mask.astype(np.uint8)}
 
 
-def generate(out: Path, seed: int = 0, size: Literal["smoke", "cpu", "paper"] = "cpu") -> Path:
+def generate(out: Path, seed: int = 0, size: Literal["smoke", "cpu", "study", "paper"] = "cpu") -> Path:
     """Write retina/, brain_ventricles/ and brain_tumor/ under `out`, which appears only when it is complete.
 
     Args:
         out: folder to create.
         seed: of everything random.
-        size: smoke (4 images each, 32 pixels), cpu (24, 128 pixels) or paper (56).
+        size: smoke (4 images each, 32 pixels), cpu (24, 128 pixels), study (16) or paper (56).
     """
     from PIL import Image
 
-    out = Path(out)
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    folders = [unfinished / name for name in ("retina/image_with_GA", "retina/label_with_GA", "brain_ventricles")]
-    images, labels, ventricles = folders
-    tumours = unfinished / "brain_tumor"
-    for folder in (*folders, tumours):
-        folder.mkdir(parents=True)
-    stacks: dict[str, list[np.ndarray]] = {}
-    for number in range(CASES[size]):
-        fundus = make_fundus(np.random.default_rng([seed, 0, number]), SIZE[size])
-        Image.fromarray(fundus.image).save(images / f"image{number:03d}.png")
-        np.save(labels / f"label{number:03d}.npy", fundus.atrophy.astype(np.uint8))
-        for name, array in ventricle_case(np.random.default_rng([seed, 1, number]), SIZE[size]).items():
-            stacks.setdefault(name, []).append(array)
-        tumour = tumour_case(np.random.default_rng([seed, 2, number]), SIZE[size])
-        np.savez_compressed(tumours / f"case{number:03d}.npz", **tumour)
-    arrays = {name: np.stack(stack)[..., None] for name, stack in stacks.items()}
-    arrays = {name: a.astype(np.uint8) if a.dtype == bool else a for name, a in arrays.items()}
-    np.savez_compressed(ventricles / "prepared_data.npz", **arrays)
-    unfinished.rename(out)
-    return out
+    with complete_or_absent(Path(out)) as unfinished:
+        names = ("retina/image_with_GA", "retina/label_with_GA", "brain_ventricles", "brain_tumor")
+        images, labels, ventricles, tumours = folders = [unfinished / name for name in names]
+        for folder in folders:
+            folder.mkdir(parents=True)
+        stacks: dict[str, list[np.ndarray]] = {}
+        for number in range(CASES[size]):
+            fundus = make_fundus(np.random.default_rng([seed, 0, number]), SIZE[size])
+            Image.fromarray(fundus.image).save(images / f"image{number:03d}.png")
+            np.save(labels / f"label{number:03d}.npy", fundus.atrophy.astype(np.uint8))
+            for name, array in ventricle_case(np.random.default_rng([seed, 1, number]), SIZE[size]).items():
+                stacks.setdefault(name, []).append(array)
+            tumour = tumour_case(np.random.default_rng([seed, 2, number]), SIZE[size])
+            np.savez_compressed(tumours / f"case{number:03d}.npz", **tumour)
+        arrays = {name: np.stack(stack)[..., None] for name, stack in stacks.items()}
+        arrays = {name: a.astype(np.uint8) if a.dtype == bool else a for name, a in arrays.items()}
+        np.savez_compressed(ventricles / "prepared_data.npz", **arrays)
+    return Path(out)

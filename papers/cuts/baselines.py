@@ -1,11 +1,10 @@
 """The baselines of table 1 that need no pretrained network, and k-means on raw pixels as a control.
 
 Each function takes an image (C, H, W) in [-1, 1] and gives a label map (H, W) int32; M11 comes after, for all
-alike. `DFC` and `UNet` are trained by `train.py`.
+alike. `DFC` and the U-Net are trained by `train.py`.
 """
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -104,44 +103,17 @@ def dfc_loss(response: Tensor, continuity: float = 1.0) -> Tensor:
     return similarity + continuity * (vertical + horizontal)
 
 
-def double_convolution(before: int, after: int) -> nn.Sequential:
-    """Twice [3x3, BatchNorm, ReLU]."""
-    layers: list[nn.Module] = []
-    for channels in (before, after):
-        layers += [nn.Conv2d(channels, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers)
-
-
-class UNet(nn.Module):
-    """Supervised reference [18]: four resolutions, binary output.
-
-    Args:
-        channels: of the image.
-        width: channels at full resolution; doubled at each coarser one.
+def unet(channels: int = 1, width: int = 32) -> nn.Module:
+    """Supervised reference [18]: MONAI's basic U-Net with batch norm, five resolutions, one logit per pixel.
 
     Example:
-        >>> UNet(channels=1, width=4)(torch.rand(1, 1, 32, 40)).shape
-        torch.Size([1, 1, 32, 40])
+        >>> unet(channels=3, width=4)(torch.rand(2, 3, 32, 40)).shape
+        torch.Size([2, 1, 32, 40])
     """
+    from monai.networks.nets import BasicUNet
 
-    def __init__(self, channels: int = 1, width: int = 32, depth: int = 4):
-        super().__init__()
-        widths = [width * 2**level for level in range(depth)]
-        self.down = nn.ModuleList(double_convolution(a, b) for a, b in zip([channels, *widths], widths))
-        self.up = nn.ModuleList(double_convolution(a + b, a) for a, b in zip(widths, widths[1:]))
-        self.output = nn.Conv2d(width, 1, 1)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, C, H, W) -> logits (B, 1, H, W)."""
-        skips: list[Tensor] = []
-        x = image
-        for level, block in enumerate(self.down):
-            x = block(F.max_pool2d(x, 2) if level else x)
-            skips.append(x)
-        for block, skip in zip(reversed(self.up), reversed(skips[:-1])):
-            x = F.interpolate(x, skip.shape[2:], mode="bilinear", align_corners=False)
-            x = block(torch.cat([skip, x], dim=1))
-        return self.output(x)
+    features = (width, width, 2 * width, 4 * width, 8 * width, width)
+    return BasicUNet(2, channels, 1, features, norm="batch")
 
 
 def unet_loss(logits: Tensor, mask: Tensor) -> Tensor:

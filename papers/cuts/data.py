@@ -5,7 +5,7 @@ DATA/brain_ventricles/prepared_data.npz     `data`, `label`: (N, H, W) or (N, H,
 DATA/brain_tumor/*.npz                      `image`, `label`: (H, W)
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ from torch.utils.data import Dataset
 
 from papers.cuts.sampler import draw_anchors, draw_positives, patches_at
 from shared.errors import InputError
+from shared.photo import read_photo
+from shared.readers import Array, read_npy, read_npz
 
 SIZE = 128  # pixels of every image in the paper
 SMALLEST = 24  # pixels: below this, the 17 x 17 patches and the metrics' windows don't fit
@@ -34,54 +36,17 @@ class Case:
     """(H, W) bool, where the data set has it: only the stand-in, for claim C4"""
 
 
-def read_photograph(path: Path) -> np.ndarray:
-    """An 8-bit RGB image as (3, H, W) float32 in [-1, 1].
-
-    Raises:
-        InputError: missing, truncated, or no picture.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
-    except Exception as error:
-        raise InputError(f"{path}: not a readable picture (missing, truncated, or another format)") from error
-    return pixels.transpose(2, 0, 1) / 255 * 2 - 1
-
-
-def read_arrays(path: Path, names: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    """Arrays of an .npz or the one array of an .npy (under names[0]).
-
-    Raises:
-        InputError: missing, truncated, an array is lacking, or values that are not finite numbers.
-    """
-    try:
-        with np.load(path) if path.suffix == ".npz" else open(path, "rb") as file:
-            if path.suffix == ".npz":
-                found = {name: file[name] for name in names + tuple(n for n in optional if n in file)}
-            else:
-                found = {names[0]: np.load(file)}
-    except Exception as error:
-        wanted = ", ".join(f"'{name}'" for name in names)
-        raise InputError(f"{path}: can't be read; expected an {path.suffix} file with {wanted}") from error
-    for name, array in found.items():
-        if array.dtype.kind not in "bfiu" or not np.isfinite(array).all():
-            raise InputError(f"{path}: '{name}' holds values that are not finite numbers")
-    return found
-
-
-def as_mask(label: np.ndarray, shape: tuple[int, ...], path: Path) -> np.ndarray:
+def as_mask(label: np.ndarray, path: Path) -> np.ndarray:
     """A label of 0 and 1 (or 0 and 255) as bool.
 
     Raises:
-        InputError: another shape than the image's, or other labels.
+        InputError: other labels, or nothing but 0: such an image can't be scored.
     """
-    if label.shape != shape:
-        raise InputError(f"{path}: the label has shape {label.shape} and its image {shape}; they must agree")
-    values = np.unique(label)
-    if not (set(values.tolist()) <= {0, 1} or set(values.tolist()) <= {0, 255}):
-        raise InputError(f"{path}: expected labels 0 and 1, found {values[:6].tolist()}")
+    values = np.unique(label).tolist()
+    if not (set(values) <= {0, 1} or set(values) <= {0, 255}):
+        raise InputError(f"{path}: expected labels 0 and 1, found {values[:6]}")
+    if values == [0]:
+        raise InputError(f"{path}: the label is empty; leave this image out, there is nothing in it to be found")
     return label > 0
 
 
@@ -119,10 +84,10 @@ def read_retina(root: Path) -> list[Case]:
     """Fundus photographs with geographic atrophy."""
     cases = []
     for path in sorted((root / "retina" / "image_with_GA").glob("*.png")):
-        image = read_photograph(path)
+        image = np.ascontiguousarray(read_photo(path).transpose(2, 0, 1)) * 2 - 1
         label_path = root / "retina" / "label_with_GA" / f"{path.stem.replace('image', 'label', 1)}.npy"
-        truth = as_mask(read_arrays(label_path, ("label",))["label"], image.shape[1:], label_path)
-        cases.append(Case(f"retina/{path.stem}", image, truth))
+        label = read_npy(label_path, Array(shape=image.shape[1:], whole=True))
+        cases.append(Case(f"retina/{path.stem}", image, as_mask(label, label_path)))
     return cases
 
 
@@ -131,16 +96,17 @@ def read_ventricles(root: Path) -> list[Case]:
     path = root / "brain_ventricles" / "prepared_data.npz"
     if not path.exists():
         return []
-    arrays = read_arrays(path, ("data", "label"), optional=("white_matter",))
-    arrays = {name: a[..., 0] if a.ndim == 4 and a.shape[-1] == 1 else a for name, a in arrays.items()}
-    data = arrays["data"]
-    if data.ndim != 3 or any(array.shape != data.shape for array in arrays.values()):
-        shapes = {name: array.shape for name, array in arrays.items()}
-        raise InputError(f"{path}: expected (N, H, W) or (N, H, W, 1) throughout, found {shapes}")
+    label = Array(like="data", whole=True)
+    wanted = {"data": Array(ndim={3, 4}), "label": label, "white_matter": replace(label, optional=True)}
+    arrays = read_npz(path, wanted)
+    shape = arrays["data"].shape
+    if len(shape) == 4 and shape[-1] != 1:
+        raise InputError(f"{path}: expected 'data' of shape (N, H, W) or (N, H, W, 1), found {shape}")
+    arrays = {name: array.reshape(shape[:3]) for name, array in arrays.items()}
     cases = []
-    for number, image in enumerate(data):
-        white = as_mask(arrays["white_matter"][number], image.shape, path) if "white_matter" in arrays else None
-        truth = as_mask(arrays["label"][number], image.shape, path)
+    for number, image in enumerate(arrays["data"]):
+        white = arrays["white_matter"][number] > 0 if "white_matter" in arrays else None
+        truth = as_mask(arrays["label"][number], path)
         image = normalise_mri(image, zeros_to_one=True)[None]
         cases.append(Case(f"ventricles/{number:03d}", image, truth, white))
     return cases
@@ -150,10 +116,8 @@ def read_tumours(root: Path) -> list[Case]:
     """FLAIR slices with glioma, a file each."""
     cases = []
     for path in sorted((root / "brain_tumor").glob("*.npz")):
-        arrays = read_arrays(path, ("image", "label"))
-        if arrays["image"].ndim != 2:
-            raise InputError(f"{path}: expected 'image' of shape (H, W), found {arrays['image'].shape}")
-        truth = as_mask(arrays["label"], arrays["image"].shape, path)
+        arrays = read_npz(path, {"image": Array(ndim=2), "label": Array(like="image", whole=True)})
+        truth = as_mask(arrays["label"], path)
         image = normalise_mri(to_square(arrays["image"], SIZE, label=False), zeros_to_one=False)[None]
         cases.append(Case(f"tumour/{path.stem}", image, to_square(truth, SIZE, label=True)))
     return cases
@@ -211,6 +175,33 @@ def cases_to_score(cases: list[Case], supervised: bool, most: int = 0) -> list[C
     test, rest = split(cases, (0.2,))
     chosen = test if supervised else [*test, *(case for case in rest if case not in test)]
     return sorted(chosen[: most or None], key=lambda case: case.name)
+
+
+def read_own_image(path: Path, slice: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """A user's image (C, H, W) float32 in [-1, 1], rows downwards, and the affine of its (x, y) pixels.
+
+    A NIfTI slice is normalised as in training (99th percentile to 1); rows run along its second axis. A grey picture
+    gets one channel, as the networks for MRI have it.
+
+    Raises:
+        InputError: missing, broken, of another format, or no such slice.
+    """
+    from shared import nifti
+
+    if not path.name.endswith((".nii", ".nii.gz")):
+        picture = read_photo(path, colour=None)
+        channels = picture.transpose(2, 0, 1) if picture.ndim == 3 else picture[None]
+        # viewers then show the picture upright
+        return np.ascontiguousarray(channels) * 2 - 1, np.diag([-1.0, -1.0, 1.0, 1.0])
+    volume = nifti.load(path, ndim={2, 3})
+    voxels, affine = volume.data, volume.affine
+    if voxels.ndim == 3:
+        number = voxels.shape[2] // 2 if slice is None else slice
+        if not 0 <= number < voxels.shape[2]:
+            raise InputError(f"{path}: has no slice {number}, it has {voxels.shape[2]} of them")
+        voxels, affine = voxels[..., number], affine.copy()
+        affine[:3, 3] += number * affine[:3, 2]
+    return np.ascontiguousarray(normalise_mri(voxels.T, zeros_to_one=False)[None]), affine
 
 
 class PatchPairs(Dataset):

@@ -5,169 +5,30 @@ python -m papers.cuts.eval panel --data DATA --checkpoints A/checkpoint.pt B/che
 python -m papers.cuts.eval apply --checkpoint RUN/checkpoint.pt --input photo.jpg --output out/levels.nii.gz
 """
 
-import csv
 from pathlib import Path
 
-from shared.cli import commands, config_from_dict
+from shared.cli import commands
 from shared.errors import InputError
 
 
-def load_networks(checkpoint: Path, device):
-    """The networks of a checkpoint by data set, in evaluation mode with their best weights, and the
-    configuration. No networks where a method has none.
-
-    Raises:
-        InputError: no checkpoint of this paper.
-    """
-    from papers.cuts.train import Config, build_model
-    from shared.checkpoints import load_checkpoint
-
-    content = load_checkpoint(checkpoint, "cuts")
-    config = config_from_dict(Config, content["config"])
-    networks = {}
-    for key, state in content["objects"].items():
-        if key.startswith("stopping_") and state["weights"]:
-            first = next(iter(state["weights"].values()))
-            model = build_model(config, first.shape[1])
-            model.load_state_dict(state["weights"])
-            networks[key.removeprefix("stopping_")] = model.to(device).eval()
-    return networks, config
-
-
-def condense_image(config, embedding):
-    """M8 with the settings of a run: the hierarchy of an embedding (H * W, d)."""
-    from papers.cuts.condensation import condense_pixels
-    from papers.cuts.spectral import diffusion_coordinates
-
-    points = embedding
-    if config.space == "diffusion":
-        points = diffusion_coordinates(
-            embedding, config.coordinates, config.landmarks, steps=config.diffusion_steps, seed=config.seed
-        )
-    return condense_pixels(
-        points,
-        micro=config.micro_clusters,
-        seed=config.seed,
-        neighbours=config.neighbours,
-        growth=config.growth,
-        merge=config.merge,
-        iterations=config.iterations,
-    )
-
-
-class StoredLevels:
-    """Label stacks of a run's images in levels.npz, so that the oracle "best one" need not condense them again.
-
-    A stack is stored under a digest of the embedding and the settings, so it can't be another image's.
-    """
-
-    def __init__(self, folder: Path | None):
-        import numpy as np
-
-        self.stacks: dict = {}
-        if folder is not None and (Path(folder) / "levels.npz").exists():
-            with np.load(Path(folder) / "levels.npz") as file:
-                self.stacks = {name: file[name] for name in file}
-
-    def name(self, config, case, embedding) -> str:
-        import hashlib
-
-        settings = [config.micro_clusters, config.neighbours, config.growth, config.merge, config.iterations]
-        settings += [config.space, config.coordinates, config.landmarks, config.diffusion_steps, config.seed]
-        content = embedding.cpu().numpy().tobytes() + repr((*settings, config.max_segments)).encode()
-        return f"{case.name}/{hashlib.sha256(content).hexdigest()[:12]}"
-
-    def write(self, folder: Path) -> None:
-        import numpy as np
-
-        from shared.files import write_atomically
-
-        def write(path: Path) -> None:
-            with path.open("wb") as file:
-                np.savez_compressed(file, **self.stacks)
-
-        write_atomically(Path(folder) / "levels.npz", write)
-
-
-def levels_of(config, hierarchy, shape) -> list:
-    """Label maps (H, W) of all distinct levels, fine to coarse."""
-    levels = [labels.reshape(shape) for labels in hierarchy.levels(config.max_segments)]
-    return levels or [hierarchy.labels(-1).reshape(shape)]
-
-
-def persistent_map(config, hierarchy, shape):
-    """M9 with the settings of a run: label map (H, W)."""
-    from papers.cuts.condensation import persistent_structures
-
-    return persistent_structures(hierarchy, config.intact, config.smallest_segment).reshape(shape)
-
-
-def segment(config, network, case, device, stored: StoredLevels | None = None) -> dict:
-    """What a method makes of one image: "labels" (H, W), or "mask" of the U-Net; "levels" with condensation.
-
-    Args:
-        stored: label stacks to look up (for the best level) or to add to (for the persistent structures).
-    """
-    import numpy as np
-    import torch
-
-    from papers.cuts import baselines
-    from papers.cuts.model import embed
-    from papers.cuts.spectral import spectral_kmeans
-
-    if config.method == "random":
-        seed = [config.seed, *case.name.encode()]
-        return {"labels": baselines.random_labels(case.image, seed)}
-    if config.method == "otsu":
-        return {"labels": baselines.otsu_watershed(case.image)}
-    if config.method == "felzenszwalb":
-        return {"labels": baselines.felzenszwalb_labels(case.image, config.felzenszwalb_scale)}
-    if config.method == "slic":
-        return {"labels": baselines.slic_labels(case.image, config.slic_segments)}
-    if config.method == "raw_kmeans":
-        return {"labels": baselines.raw_kmeans(case.image, config.clusters, config.seed)}
-    image, shape = torch.from_numpy(case.image).to(device), case.image.shape[1:]
-    if config.method in ("dfc", "unet"):
-        with torch.no_grad():
-            response = network(image[None])[0].float().cpu()
-        if config.method == "unet":
-            return {"mask": (response[0] > 0).numpy()}
-        return {"labels": response.argmax(0).int().numpy()}
-    embedding = embed(network, image)
-    if config.readout == "kmeans":
-        labels = spectral_kmeans(embedding, config.clusters, config.landmarks, config.diffusion_steps, config.seed)
-        return {"labels": labels.reshape(shape)}
-    stored = stored or StoredLevels(None)
-    name = stored.name(config, case, embedding)
-    if config.readout == "best" and name in stored.stacks:
-        return {"levels": list(stored.stacks[name])}
-    hierarchy = condense_image(config, embedding)
-    levels = levels_of(config, hierarchy, shape)
-    stored.stacks[name] = np.stack(levels).astype(np.uint8 if config.max_segments <= 256 else np.int32)
-    return {"labels": persistent_map(config, hierarchy, shape), "levels": levels}
-
-
-def score(config, found: dict, case) -> dict[str, float | str]:
-    """A row of metrics.csv: the five metrics of table 1, and what the levels show (claim C4)."""
+def score(found, case) -> dict[str, float | str]:
+    """A row of metrics.csv: the five metrics of table 1, and what the levels show (claims C3 and C4)."""
     from papers.cuts import scores
 
-    if "mask" in found:
-        row = scores.measure(found["mask"], case.truth)
-    elif config.method == "cuts" and config.readout == "best":
-        row = scores.best_level(found["levels"], case.truth)
-    else:
-        row = scores.measure(scores.binarise(found["labels"], case.truth), case.truth)
-    row |= {"levels": "", "nested": "", "finer": ""}
-    if "levels" in found:
-        row["levels"], row["nested"] = len(found["levels"]), scores.nested_share(found["levels"])
+    mask = found.labels if found.labels.dtype == bool else scores.binarise(found.labels, case.truth)
+    row = {**scores.measure(mask, case.truth), "best_dice": "", "gain": "", "levels": "", "nested": "", "finer": ""}
+    if found.levels:
+        row["best_dice"] = scores.best_level(found.levels, case.truth)[0]
+        row["gain"] = row["best_dice"] - row["dice"]
+        row["levels"], row["nested"] = len(found.levels), scores.nested_share(found.levels)
         if case.white_matter is not None:
-            row["finer"] = scores.scale_gap(found["levels"], case.truth, case.white_matter)
+            row["finer"] = scores.scale_gap(found.levels, case.truth, case.white_matter)
     return row
 
 
 def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> None:
-    """Write metrics.csv: a row per image with Dice, Hausdorff distance, SSIM, ERGAS and RMSE; and levels.npz,
-    all label stacks (T, H, W) from fine to coarse, where a method makes them.
+    """Write metrics.csv: a row per image with Dice, Hausdorff distance, SSIM, ERGAS and RMSE; of condensation also the
+    Dice of the best level, and what the levels are like.
 
     Unsupervised methods are scored on all images (or `max_cases` of each data set), the U-Net on its test set.
 
@@ -178,31 +39,21 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> N
         device: auto, cpu, cuda, ...
     """
     from papers.cuts.data import cases_to_score, read_datasets
+    from papers.cuts.segmentation import load_networks, segment
     from papers.cuts.train import build_model
-    from shared.files import write_atomically
+    from shared.files import write_csv
     from shared.gpu import choose_device
 
     where = choose_device(device)
     networks, config = load_networks(checkpoint, where)
-    oracle = config.method == "cuts" and config.readout == "best"
-    stored = StoredLevels(config.init.parent if oracle and config.init else None)
     rows = []
     for name, cases in read_datasets(data, config.datasets).items():
         network = networks.get(name)
         if network is None and build_model(config, 1) is not None:
             raise InputError(f"{checkpoint}: was not trained on '{name}', which {data} holds; train on this folder")
         for case in cases_to_score(cases, config.method == "unet", config.max_cases):
-            rows.append({"case": case.name, **score(config, segment(config, network, case, where, stored), case)})
-
-    def write(path: Path) -> None:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
-
-    if stored.stacks and not oracle:
-        stored.write(out)
-    write_atomically(Path(out) / "metrics.csv", write)
+            rows.append({"case": case.name, **score(segment(config, network, case, where), case)})
+    write_csv(Path(out) / "metrics.csv", rows)
 
 
 def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", case: int = 0) -> None:
@@ -210,69 +61,53 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
 
     Args:
         data: the data set.
-        checkpoints: two columns each.
+        checkpoints: a column each, and one more for the best level of condensation.
         out: a .png file.
         device: auto, cpu, cuda, ...
         case: number of the test image.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     from papers.cuts.baselines import to_picture
     from papers.cuts.data import cases_to_score, read_datasets
-    from papers.cuts.scores import best_level_map, binarise
-    from shared.files import write_atomically
+    from papers.cuts.scores import best_level
+    from papers.cuts.segmentation import load_networks, segment
+    from shared.figures import Picture, grid_of_pictures
     from shared.gpu import choose_device
 
     where = choose_device(device)
     loaded = [load_networks(path, where) for path in checkpoints]
     datasets = read_datasets(data, loaded[0][1].datasets)
-    titles = ["image", *(config.variant for _, config in loaded)]
-    figure, axes = plt.subplots(
-        len(datasets),
-        len(titles),
-        figsize=(2.1 * len(titles), 2.2 * len(datasets) + 0.2),
-        squeeze=False,
-        layout="constrained",
-    )
-    for axes_row, (name, cases) in zip(axes, datasets.items()):
+    titles, rows, names = ["image"], [], []
+    for _, config in loaded:
+        titles += ["persistent", "best level"] if config.readout == "diffusion" else [config.variant]
+    for name, cases in datasets.items():
         shown = cases_to_score(cases, supervised=True)
         item = shown[min(case, len(shown) - 1)]
         picture = to_picture(item.image)
-        axes_row[0].imshow(picture, cmap="gray", vmin=0, vmax=1)
-        axes_row[0].contour(item.truth, [0.5], colors="lime", linewidths=0.8)
-        axes_row[0].set_ylabel(item.name, fontsize=7)
-        for axis, (networks, config) in zip(axes_row[1:], loaded):
-            axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
-            if name in config.datasets:
-                found = segment(config, networks.get(name), item, where)
-                if "mask" in found:
-                    mask = found["mask"]
-                else:
-                    oracle = config.method == "cuts" and config.readout == "best"
-                    labels = best_level_map(found["levels"], item.truth) if oracle else found["labels"]
-                    draw_labels(axis, labels)
-                    mask = binarise(labels, item.truth)
-                axis.contour(item.truth, [0.5], colors="lime", linewidths=0.8)
-                if mask.any() and not mask.all():
-                    axis.contour(mask, [0.5], colors="red", linewidths=0.8)
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-    for axis, title in zip(axes[0], titles):
-        axis.set_title(title, fontsize=8)
-    write_atomically(Path(out), lambda path: figure.savefig(path, dpi=90, format="png"))
-    plt.close(figure)
+        row = [Picture(picture, truth=item.truth)]
+        for networks, config in loaded:
+            if name not in config.datasets:
+                row.append(None)
+                continue
+            found = segment(config, networks.get(name), item, where)
+            row.append(segments(picture, found.labels, item.truth))
+            if found.levels:
+                row.append(segments(picture, found.levels[best_level(found.levels, item.truth)[1]], item.truth))
+        rows.append(row)
+        names.append(item.name)
+    grid_of_pictures(rows, titles, Path(out), row_labels=names)
 
 
-def draw_labels(axis, labels) -> None:
-    """A label map in colours that differ from one segment to the next, whatever their numbers are."""
+def segments(picture, labels, truth=None):
+    """A cell of the panel: a label map in colours, or the outline of a mask; and what M11 makes of it."""
     import numpy as np
 
-    numbers = np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
-    axis.imshow(numbers * 7 % 20 + 0.5, cmap="tab20", vmin=0, vmax=20, interpolation="nearest")
+    from papers.cuts.scores import binarise
+    from shared.figures import Picture
+
+    if labels.dtype == bool:
+        return Picture(picture, truth=truth, found=labels)
+    found = None if truth is None else binarise(labels, truth)
+    return Picture(picture, truth=truth, found=found, labels=1 + np.unique(labels, return_inverse=True)[1])
 
 
 def apply(
@@ -293,7 +128,7 @@ def apply(
 
     Args:
         checkpoint: of a CUTS variant.
-        input: .png or .jpg, .nii or .nii.gz with a slice or a volume.
+        input: a picture (.png, .jpg, ...), or .nii or .nii.gz with a slice or a volume.
         output: .nii or .nii.gz: labels (x, y, level), level 0 the finest; pixels of a photograph count from its
             top left, x to the right.
         dataset: network to use: retina, ventricles or tumour; default: the first with the input's channels.
@@ -309,43 +144,49 @@ def apply(
     import torch
     import torch.nn.functional as F
 
-    from papers.cuts.model import embed
-    from papers.cuts.spectral import spectral_kmeans
+    from papers.cuts import segmentation
+    from papers.cuts.data import read_own_image
     from shared import nifti
+    from shared.files import refuse_overwriting_inputs
     from shared.gpu import choose_device
 
     if not str(output).endswith((".nii", ".nii.gz")):
         raise InputError(f"{output}: the output is a NIfTI label stack, its name must end in .nii or .nii.gz")
+    if not 24 <= size <= 512:
+        raise InputError(f"--size {size}: expected 24 to 512 pixels; the networks were trained on 128")
+    stem = output.name.removesuffix(".gz").removesuffix(".nii")
+    files = {name: output.with_name(f"{stem}_{name}{output.name[len(stem) :]}") for name in ("persistent", "kmeans")}
+    if pixel is not None:
+        files["mask"] = output.with_name(f"{stem}_mask{output.name[len(stem) :]}")
+    for path in (output, output.with_name(f"{stem}.png"), *files.values()):
+        refuse_overwriting_inputs(path, input, checkpoint)
     image, affine = read_own_image(Path(input), slice)
     where = choose_device(device)
-    networks, config = load_networks(checkpoint, where)
+    networks, config = segmentation.load_networks(checkpoint, where)
     network = choose_network(networks, config, dataset, len(image), checkpoint)
     full = image.shape[1:]
-    scale = size / max(full)
-    shape = tuple(max(8, round(side * scale)) for side in full)
+    if pixel is not None and not (0 <= pixel[0] < full[1] and 0 <= pixel[1] < full[0]):
+        raise InputError(
+            f"--pixel {pixel[0]} {pixel[1]} lies outside of {input}, which has {full[1]} x {full[0]} pixels"
+        )
+    shape = tuple(max(8, round(side * size / max(full))) for side in full)
     small = F.interpolate(torch.from_numpy(image)[None], shape, mode="bilinear", antialias=True)[0].to(where)
-    embedding = embed(network, small)
-    hierarchy = condense_image(config, embedding)
+    embedding = segmentation.embedding_of(network, small, str(input))
+    hierarchy = segmentation.condense_image(config, embedding)
 
     def to_full_size(labels) -> np.ndarray:
         rows, columns = ((np.arange(side) * small_side // side) for side, small_side in zip(full, shape))
-        return labels.reshape(shape)[np.ix_(rows, columns)].astype(np.int16)
+        return labels[np.ix_(rows, columns)].astype(np.int16)
 
-    levels = [to_full_size(labels) for labels in levels_of(config, hierarchy, shape)]
+    levels = [to_full_size(labels) for labels in segmentation.levels_of(config, hierarchy, shape)]
     single = {
-        "persistent": to_full_size(persistent_map(config, hierarchy, shape)),
-        "kmeans": to_full_size(
-            spectral_kmeans(embedding, config.clusters, config.landmarks, config.diffusion_steps, config.seed)
-        ),
+        "persistent": to_full_size(segmentation.persistent_map(config, hierarchy, shape)),
+        "kmeans": to_full_size(segmentation.kmeans_map(config, embedding, shape)),
     }
     if pixel is not None:
-        x, y = pixel
-        if not (0 <= x < full[1] and 0 <= y < full[0]):
-            raise InputError(f"--pixel {x} {y} lies outside of {input}, which has {full[1]} x {full[0]} pixels")
-        single["mask"] = (single["persistent"] == single["persistent"][y, x]).astype(np.int16)
-    stem = output.name.removesuffix(".gz").removesuffix(".nii")
+        single["mask"] = (single["persistent"] == single["persistent"][pixel[1], pixel[0]]).astype(np.int16)
     for name, labels in single.items():
-        nifti.save(output.with_name(f"{stem}_{name}{output.name[len(stem) :]}"), labels.T, affine=affine)
+        nifti.save(files[name], labels.T, affine=affine)
     overview(image, levels, single, output.with_name(f"{stem}.png"))
     nifti.save(output, np.stack([labels.T for labels in levels], axis=-1), affine=affine)
     counts = [len(np.unique(labels)) for labels in levels]
@@ -369,64 +210,21 @@ def choose_network(networks: dict, config, dataset: str | None, channels: int, c
     return fitting[dataset]
 
 
-def read_own_image(path: Path, slice: int | None):
-    """A user's image (C, H, W) float32 in [-1, 1], rows downwards, and the affine of its (x, y) pixels.
-
-    A NIfTI slice is normalised as in training (99th percentile to 1); rows run along its second axis.
-
-    Raises:
-        InputError: missing, broken, of another format, or no such slice.
-    """
-    import numpy as np
-
-    from papers.cuts.data import normalise_mri, read_photograph
-    from shared import nifti
-
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file; expected .png, .jpg, .nii or .nii.gz")
-    if path.name.endswith((".nii", ".nii.gz")):
-        volume = nifti.load(path, ndim={2, 3})
-        voxels, affine = volume.data, volume.affine
-        if voxels.ndim == 3:
-            number = voxels.shape[2] // 2 if slice is None else slice
-            if not 0 <= number < voxels.shape[2]:
-                raise InputError(f"{path}: has no slice {number}, it has {voxels.shape[2]} of them")
-            voxels, affine = voxels[..., number], affine.copy()
-            affine[:3, 3] += number * affine[:3, 2]
-        image = normalise_mri(voxels.T.astype(np.float32), zeros_to_one=False)[None]
-        return np.ascontiguousarray(image), affine
-    image = read_photograph(path)
-    if np.allclose(image[0], image[1]) and np.allclose(image[0], image[2]):
-        image = image[:1]  # a grey picture: the networks for MRI have one channel
-    return image, np.diag([-1.0, -1.0, 1.0, 1.0])  # viewers then show the picture upright
-
-
-def overview(image, levels: list, single: dict, out: Path) -> None:
+def overview(image, levels: list, single: dict, out: Path, columns: int = 7) -> None:
     """A figure of the image, up to ten levels from fine to coarse, and the single label maps."""
-    import matplotlib
     import numpy as np
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
     from papers.cuts.baselines import to_picture
-    from shared.files import write_atomically
+    from shared.figures import Picture, grid_of_pictures
 
-    shown = sorted({int(k) for k in np.linspace(0, len(levels) - 1, 10)})
-    pictures = {f"{len(np.unique(levels[k]))} segments": levels[k] for k in shown} | single
-    columns = 7
-    rows = -(-(len(pictures) + 1) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2 * columns, 2.2 * rows), squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    axes.flat[0].imshow(to_picture(image), cmap="gray", vmin=0, vmax=1)
-    axes.flat[0].set_title("image", fontsize=9)
-    for axis, (name, labels) in zip(axes.flat[1:], pictures.items()):
-        draw_labels(axis, labels)
-        axis.set_title(name, fontsize=9)
-    figure.tight_layout(pad=0.3)
-    write_atomically(Path(out), lambda path: figure.savefig(path, dpi=90, format="png"))
-    plt.close(figure)
+    picture = to_picture(image)
+    cells = [Picture(picture, title="image")]
+    for k in sorted({int(k) for k in np.linspace(0, len(levels) - 1, 10)}):
+        cells.append(segments(picture, levels[k]))
+        cells[-1] = Picture(picture, labels=cells[-1].labels, title=f"{len(np.unique(levels[k]))} segments")
+    cells += [Picture(picture, labels=segments(picture, labels).labels, title=name) for name, labels in single.items()]
+    rows = [cells[first : first + columns] for first in range(0, len(cells), columns)]
+    grid_of_pictures(rows, [], out)
 
 
 def main(argv: list[str] | None = None) -> None:

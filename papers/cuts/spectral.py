@@ -4,7 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from papers.cuts.condensation import squared_distances
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """(M, d), (L, d) -> (M, L) squared Euclidean distances, by one matrix product."""
+    lengths = x.square().sum(1, keepdim=True) + y.square().sum(1)
+    return torch.addmm(lengths, x, y.T, alpha=-2).clamp_min_(0)
 
 
 def diffusion_coordinates(

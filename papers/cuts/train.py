@@ -16,8 +16,8 @@ class Config(RunConfig):
 
     method: Literal["cuts", "dfc", "unet", "otsu", "felzenszwalb", "slic", "raw_kmeans", "random"] = "cuts"
     """the paper's method, or a baseline; of these only dfc and unet are trained"""
-    readout: Literal["persistent", "best", "kmeans"] = "persistent"
-    """how CUTS becomes one label map: persistent structures, the best level (an oracle), spectral k-means"""
+    readout: Literal["kmeans", "diffusion"] = "kmeans"
+    """how the embedding becomes label maps: spectral k-means, or diffusion condensation"""
     reuse: bool = False
     """take the networks of the checkpoint `init` as they are and train nothing: another readout of the same"""
     datasets: tuple[str, ...] = ("retina", "ventricles", "tumour")
@@ -57,19 +57,19 @@ class Config(RunConfig):
     landmarks: int = 500
     """landmarks of the diffusion map before spectral k-means (released code: 500)"""
     diffusion_steps: int = 2
-    """diffusion time t of the coordinates for k-means and condensation (released code: 2)"""
-    space: Literal["diffusion", "embedding"] = "diffusion"
-    """what is condensed: diffusion coordinates of the embedding, as in the authors' library, or itself (text)"""
-    coordinates: int = 30
-    """number of diffusion coordinates that are condensed"""
-    micro_clusters: int = 2000
-    """points that condensation starts from"""
-    neighbours: int = 10
-    """the first bandwidth is the median squared distance to this neighbour"""
+    """diffusion time t of the coordinates for k-means (released code: 2)"""
+    components: int = 50
+    """principal components of the embedding that are condensed (CATCH: 50)"""
+    neighbours: int = 100
+    """the distance to this neighbour is the bandwidth of the graph before condensation (released code: 100)"""
+    walk: int = 13
+    """steps of the walk on that graph, which smooths the embedding (CATCH: chosen by an entropy)"""
+    powers: int = 13
+    """steps of the walk per iteration of condensation (CATCH: chosen by an entropy, at most as many as before)"""
     growth: float = 1.025
-    """factor on the bandwidth after each iteration of condensation (released library: 1.025)"""
-    merge: float = 0.1
-    """points have met when closer than this, in square roots of the first bandwidth"""
+    """factor on the bandwidth per iteration of condensation (CATCH: 1.025)"""
+    merge: float = 0.01
+    """points have met when closer than this share of the first bandwidth (CATCH: a quantile of the distances)"""
     iterations: int = 600
     """most iterations of condensation"""
     max_segments: int = 100
@@ -92,16 +92,24 @@ class Config(RunConfig):
     """weight of DFC's spatial continuity (its authors: 1)"""
     unet_width: int = 32
     """channels of the U-Net at full resolution"""
+    unet_epochs: int = 200
+    """most passes of the U-Net over its training images"""
+    unet_patience: int = 50
+    """epochs of the U-Net without a better validation loss before its training stops"""
 
 
 PROFILES = {
     "smoke": {
         "widths": (4, 8), "crop": 24, "anchors": 4, "epochs": 1, "steps_per_epoch": 2, "batch_size": 2,
-        "max_cases": 2, "micro_clusters": 150, "landmarks": 60, "growth": 1.2, "unet_width": 4,
+        "max_cases": 2, "landmarks": 60, "growth": 1.2, "neighbours": 20, "unet_width": 4, "unet_epochs": 1,
     },
     "cpu": {
-        "widths": (8, 16, 24, 32), "crop": 64, "batch_size": 4, "epochs": 15, "steps_per_epoch": 10,
-        "max_cases": 6, "micro_clusters": 1500, "unet_width": 8,
+        "widths": (8, 16, 24, 32), "crop": 64, "batch_size": 4, "epochs": 10, "steps_per_epoch": 10, "patience": 100,
+        "max_cases": 6, "precision": "bf16", "channels_last": True, "unet_width": 8, "unet_epochs": 20,
+    },
+    "study": {
+        "crop": 64, "batch_size": 8, "epochs": 20, "steps_per_epoch": 5, "patience": 100, "precision": "bf16",
+        "channels_last": True, "unet_width": 16, "unet_epochs": 60, "unet_patience": 20,
     },
     "paper": {"batch_size": 16},
 }  # fmt: skip
@@ -114,11 +122,10 @@ VARIANTS = {
     "slic": {"method": "slic"},
     "raw_kmeans": {"method": "raw_kmeans"},
     "dfc": {"method": "dfc"},
-    "lambda0": {"contrastive_weight": 0.0, "readout": "kmeans", "datasets": ("retina",)},
-    "lambda1": {"contrastive_weight": 1.0, "readout": "kmeans", "datasets": ("retina",)},
+    "lambda0": {"contrastive_weight": 0.0, "datasets": ("retina",)},
+    "lambda1": {"contrastive_weight": 1.0, "datasets": ("retina",)},
     "full": {},
-    "kmeans": {"readout": "kmeans", "reuse": True},
-    "best": {"readout": "best", "reuse": True},
+    "diffusion": {"readout": "diffusion", "reuse": True},
     "unet": {"method": "unet"},
 }
 
@@ -130,40 +137,14 @@ def trains(config: Config) -> bool:
 
 def build_model(config: Config, channels: int):
     """The network of a configuration for images of so many channels, on the CPU; None if it has none."""
-    from papers.cuts.baselines import DFC, UNet
+    from papers.cuts.baselines import DFC, unet
     from papers.cuts.model import CUTS
 
     if config.method == "cuts":
         return CUTS(channels, config.widths, config.patch)
     if config.method == "dfc":
         return DFC(channels, config.dfc_clusters)
-    return UNet(channels, config.unet_width) if config.method == "unet" else None
-
-
-class EarlyStopping:
-    """The best weights by validation loss, and when to stop. Part of the checkpoint."""
-
-    def __init__(self, epochs: int, patience: int):
-        self.epochs, self.patience = epochs, patience
-        self.state = {"first_step": -1, "epoch": 0, "best_epoch": 0, "best_loss": float("inf"), "weights": {}}
-
-    @property
-    def finished(self) -> bool:
-        state = self.state
-        return state["epoch"] >= self.epochs or state["epoch"] - state["best_epoch"] >= self.patience
-
-    def update(self, loss: float, model) -> None:
-        """After each epoch."""
-        self.state["epoch"] += 1
-        if loss < self.state["best_loss"]:
-            weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-            self.state.update(best_loss=loss, best_epoch=self.state["epoch"], weights=weights)
-
-    def state_dict(self) -> dict:
-        return dict(self.state)
-
-    def load_state_dict(self, state: dict) -> None:
-        self.state = dict(state)
+    return unet(channels, config.unet_width) if config.method == "unet" else None
 
 
 def loss_parts(config: Config, model, batch: dict) -> dict:
@@ -184,37 +165,6 @@ def loss_parts(config: Config, model, batch: dict) -> dict:
     reconstruction = reconstruction_loss(patches[:, : anchors.shape[1]], batch["patches"])
     total = cuts_loss(contrastive, reconstruction, config.contrastive_weight)
     return {"loss": total, "contrastive": contrastive, "reconstruction": reconstruction}
-
-
-def validation_loss(config: Config, model, dataset, device) -> float:
-    """Mean loss over a data set, in evaluation mode and with the same random draws every time."""
-    import torch
-    from torch.utils.data import default_collate
-
-    from shared.gpu import to_device
-
-    model.eval()
-    total = 0.0
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        for first in range(0, len(dataset), config.batch_size):
-            items = [dataset[k] for k in range(first, min(first + config.batch_size, len(dataset)))]
-            loss = loss_parts(config, model, to_device(default_collate(items), device))["loss"]
-            total += loss.item() * len(items)
-    model.train()
-    return total / len(dataset)
-
-
-def labels_in_use(model, dataset, device) -> float:
-    """Mean number of labels that DFC gives to an image."""
-    import torch
-
-    model.eval()
-    with torch.no_grad():
-        images = (dataset[k]["image"].to(device)[None] for k in range(len(dataset)))
-        counts = [len(model(image).argmax(1).unique()) for image in images]
-    model.train()
-    return sum(counts) / len(counts)
 
 
 def training_data(config: Config, cases: list):
@@ -239,7 +189,9 @@ def train(config: Config) -> None:
     import torch
 
     from papers.cuts.data import read_datasets
+    from papers.cuts.stopping import EarlyStopping
     from shared import gpu
+    from shared.gpu import initialise_by_name
 
     datasets = read_datasets(config.data, config.datasets)
     run = gpu.Run(config, paper="cuts")
@@ -248,6 +200,7 @@ def train(config: Config) -> None:
         model = build_model(config, len(cases[0].image))
         if model is None:
             continue
+        initialise_by_name(model, config.seed)
         models[name], plain[name] = run.prepare(model), model
         if config.method == "dfc":
             optimizers[name] = torch.optim.SGD(models[name].parameters(), lr=config.dfc_lr, momentum=0.9)
@@ -255,7 +208,8 @@ def train(config: Config) -> None:
             optimizers[name] = torch.optim.AdamW(
                 models[name].parameters(), lr=config.lr, weight_decay=config.weight_decay
             )
-        stoppings[name] = EarlyStopping(config.epochs, config.patience)
+        length = (config.unet_epochs, config.unet_patience) if config.method == "unet" else ()
+        stoppings[name] = EarlyStopping(*(length or (config.epochs, config.patience)))
     objects = {f"optimizer_{name}": item for name, item in optimizers.items()}
     run.restore(**objects, **{f"stopping_{name}": item for name, item in stoppings.items()})
     if config.reuse:
@@ -276,17 +230,22 @@ def train(config: Config) -> None:
                 with run.autocast():
                     parts = loss_parts(config, model, batch)
                 run.update(parts.pop("loss"), optimizer, **parts)
-            finish_epoch(config, model, plain[name], validation, stopping, run.device)
+            finish_epoch(config, model, plain[name], validation, stopping, run)
     run.save()
 
 
-def finish_epoch(config: Config, model, plain_model, validation, stopping: EarlyStopping, device) -> None:
+def finish_epoch(config: Config, model, plain_model, validation, stopping, run) -> None:
     """Validate and note the weights. DFC's loss falls most when clusters vanish, so it has a rule of its own:
     the last weights count, and it stops when `dfc_least_labels` are left (as its authors' code does)."""
+    from papers.cuts.stopping import labels_in_use, validation_loss
+
     if config.method != "dfc":
-        stopping.update(validation_loss(config, model, validation, device), plain_model)
+        value = validation_loss(
+            lambda batch: loss_parts(config, model, batch), model, validation, config.batch_size, run
+        )
+        stopping.update(value, plain_model)
         return
-    if labels_in_use(plain_model, validation, device) <= config.dfc_least_labels and stopping.state["weights"]:
+    if labels_in_use(plain_model, validation, run.device) <= config.dfc_least_labels and stopping.state["weights"]:
         stopping.state["epoch"] = stopping.epochs
     else:
         stopping.update(-stopping.state["epoch"], plain_model)
@@ -298,18 +257,18 @@ def load_networks(config: Config, run, stoppings: dict) -> None:
     Raises:
         InputError: no checkpoint given, or one of other networks.
     """
-    from shared.checkpoints import load_checkpoint
+    from shared.checkpoints import load_checkpoint, load_weights
 
     if config.init is None:
         raise InputError("this variant trains nothing: give the checkpoint of variant 'full' as --init")
     content = load_checkpoint(config.init, "cuts")
-    try:
-        for model, state in zip(run.models, content["models"], strict=True):
-            model.load_state_dict(state)
-        for name, stopping in stoppings.items():
-            stopping.load_state_dict(content["objects"][f"stopping_{name}"])
-    except (RuntimeError, KeyError, ValueError) as error:
-        raise InputError(f"{config.init}: its networks are not those of this configuration and data set") from error
+    expected = [f"stopping_{name}" for name in stoppings]
+    if len(content["models"]) != len(expected) or not set(expected) <= set(content["objects"]):
+        raise InputError(f"{config.init}: its networks are not those of this configuration and data set")
+    for model, state in zip(run.models, content["models"], strict=True):
+        load_weights(model, state, config.init)
+    for name, stopping in stoppings.items():
+        stopping.load_state_dict(content["objects"][f"stopping_{name}"])
 
 
 def main(argv: list[str] | None = None) -> None:

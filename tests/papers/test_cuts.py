@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from papers.cuts import baselines, condensation, data, model, sampler, scores, spectral
-from papers.cuts.train import EarlyStopping
+from papers.cuts.stopping import EarlyStopping
 from shared.errors import InputError
 
 
@@ -129,33 +129,64 @@ def test_without_a_similar_patch_the_diagonal_neighbour_is_taken():
 # --- condensation ------------------------------------------------------------------------------------------
 
 
-def dense_condensation(points: np.ndarray, epsilon: float, growth: float, merge: float, iterations: int):
-    """The definition, with loops and without masses: every point stays, those that met share their place."""
-    x, n = points.astype(np.float64).copy(), len(points)
-    cluster = list(range(n))
-    history, met = [list(cluster)], merge * math.sqrt(epsilon)
-    bandwidth = epsilon
-    while len(set(cluster)) > 1 and len(history) <= iterations:
-        new = np.zeros_like(x)
-        for m in range(n):
-            weights = [math.exp(-sum((x[m] - x[k]) ** 2) / bandwidth) for k in range(n)]
-            new[m] = sum(w * x[k] for k, w in enumerate(weights)) / sum(weights)
-        x = new
-        near = [[math.dist(x[m], x[k]) < met for k in range(n)] for m in range(n)]
+def reference_affinity(distance: float, bandwidth: float) -> float:
+    value = math.exp(-min((distance / bandwidth) ** 40, 700.0))
+    return value if value >= 1e-4 else 0.0
+
+
+def reference_space(points: np.ndarray, neighbours: int, steps: int) -> np.ndarray:
+    """Step 1 with loops: every point walks `steps` steps to where its neighbours are."""
+    n = len(points)
+    distance = [[math.dist(p, q) for q in points] for p in points]
+    radius = [sorted(row)[neighbours] for row in distance]  # the point itself is the first
+    one_sided = [[reference_affinity(distance[i][j], radius[i]) for j in range(n)] for i in range(n)]
+    both = np.array([[(one_sided[i][j] + one_sided[j][i]) / 2 for j in range(n)] for i in range(n)])
+    return np.linalg.matrix_power(both / both.sum(1, keepdims=True), steps) @ (points - points.mean(0))
+
+
+def reference_condensation(points, epsilon, growth, met, steps, iterations):
+    """Step 2 with loops: clusters as lists of the points in them, places and masses beside."""
+    clusters, places = [[k] for k in range(len(points))], [p.copy() for p in points]
+
+    def merged():
+        group = list(range(len(places)))
         changed = True
         while changed:  # whoever is near joins, until nobody changes
             changed = False
-            for m in range(n):
-                for k in range(n):
-                    if near[m][k] and cluster[m] != cluster[k]:
-                        old, name = max(cluster[m], cluster[k]), min(cluster[m], cluster[k])
-                        cluster = [name if c == old else c for c in cluster]
+            for i in range(len(places)):
+                for j in range(i):
+                    if group[i] != group[j] and math.dist(places[i], places[j]) < met:
+                        old, new = max(group[i], group[j]), min(group[i], group[j])
+                        group = [new if g == old else g for g in group]
                         changed = True
-        for name in set(cluster):
-            members = [m for m in range(n) if cluster[m] == name]
-            x[members] = x[members].mean(axis=0)
-        history.append(list(cluster))
-        bandwidth *= growth
+        kept = sorted(set(group))
+        parts = [[k for k, g in enumerate(group) if g == name] for name in kept]
+        return [sum((clusters[k] for k in part), []) for part in parts], [
+            np.mean([places[k] for k in part], axis=0) for part in parts
+        ]
+
+    def labels():
+        row = [0] * len(points)
+        for number, members in enumerate(clusters):
+            for k in members:
+                row[k] = number
+        return row
+
+    history = [labels()]
+    clusters, places = merged()
+    history.append(labels())
+    while len(clusters) > 1 and len(history) <= iterations:
+        epsilon *= growth
+        mass = [len(members) for members in clusters]
+        kernel = np.array(
+            [
+                [(mass[i] + mass[j]) / 2 * reference_affinity(math.dist(p, q), epsilon) for j, q in enumerate(places)]
+                for i, p in enumerate(places)
+            ]
+        )
+        places = list(np.linalg.matrix_power(kernel / kernel.sum(1, keepdims=True), steps) @ np.array(places))
+        clusters, places = merged()
+        history.append(labels())
     return history
 
 
@@ -164,51 +195,113 @@ def same_partition(a, b) -> bool:
     return len(pairs) == len(set(a)) == len(set(b))
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_condensation_is_the_definition(seed):
+def three_groups(seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(3, 3))
-    points = np.concatenate([c + 0.25 * rng.normal(size=(8, 3)) for c in centres])
-    settings = {"epsilon": 0.1, "growth": 1.15, "merge": 0.1, "iterations": 60}
-    expected = dense_condensation(points, **settings)
-    hierarchy = condensation.condense(torch.from_numpy(points), **settings)
+    return np.concatenate([c + 0.25 * rng.normal(size=(8, 3)) for c in rng.normal(size=(3, 3))])
+
+
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize(("seed", "steps"), [(0, 1), (1, 3), (2, 13)])
+def test_condensation_is_the_definition(seed, steps, dense, monkeypatch):
+    if not dense:
+        monkeypatch.setattr(condensation, "DENSE", 1)
+    points = three_groups(seed)
+    settings = {"epsilon": 0.15, "growth": 1.05, "met": 0.02, "steps": steps, "iterations": 60}
+    expected = reference_condensation(points, **settings)
+    hierarchy = condensation.condense(points, **settings)
     assert len(hierarchy.partitions) == len(expected)
     assert len({len(set(row)) for row in expected}) > 5, "the case must be worth testing"
     for iteration, row in enumerate(expected):
         assert same_partition(hierarchy.labels(iteration), row), iteration
 
 
+@pytest.mark.parametrize("neighbours", [4, 22])
+def test_the_space_is_the_definition(neighbours):
+    points = three_groups(3)
+    expected = reference_space(points, neighbours, steps=4)
+    found = condensation.diffused(points, neighbours=neighbours, steps=4)
+    distances = [np.linalg.norm(x[:, None] - x, axis=-1) for x in (found, expected)]  # the axes may point elsewhere
+    np.testing.assert_allclose(*distances, atol=1e-9)
+    assert distances[0].max() > 0.005
+
+
+def test_neighbours_beyond_those_asked_for_at_first_are_found():
+    # A ring of 60 points at one distance from its centre: all of them are within reach of the centre's third neighbour.
+    angle = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+    points = np.concatenate([[[0.0, 0.0]], np.stack([np.cos(angle), np.sin(angle)], 1)])
+    affinities = condensation.neighbour_affinities(points, np.ones(61), neighbours=3).toarray()
+    np.testing.assert_allclose(affinities[0, 1:], math.exp(-1))
+    assert affinities[0, 0] == 1
+
+
+def test_principal_components_keep_distances_and_order_variances():
+    points = np.random.default_rng(0).normal(size=(30, 6)) * np.arange(1, 7)
+    found = condensation.principal_components(points)
+    np.testing.assert_allclose(found.T @ found, np.diag(np.square(found).sum(0)), atol=1e-9)
+    assert (np.diff(np.square(found).sum(0)) < 0).all()
+    cut = condensation.principal_components(points, 2)
+    np.testing.assert_allclose(cut, found[:, :2])
+
+
 def test_mass_is_as_many_equal_points():
     rng = np.random.default_rng(3)
-    points, masses = torch.from_numpy(rng.normal(size=(12, 2))), torch.tensor([1, 2, 3] * 4)
-    repeated = points.repeat_interleave(masses, dim=0)
-    settings = {"epsilon": 0.2, "growth": 1.1, "merge": 0.05}
+    points, masses = rng.normal(size=(12, 2)), np.array([1, 2, 3] * 4)
+    repeated = np.repeat(points, masses, axis=0)
+    one, many = (condensation.diffused(x, m, neighbours=5, steps=2) for x, m in ((points, masses), (repeated, None)))
+    apart, of_many = (np.linalg.norm(x[:, None] - x, axis=-1) for x in (np.repeat(one, masses, axis=0), many))
+    np.testing.assert_allclose(apart, of_many, atol=1e-9)
+    settings = {"epsilon": 0.4, "growth": 1.1, "met": 0.05}
     heavy = condensation.condense(points, masses, **settings)
-    many = condensation.condense(repeated, **settings)
+    equal = condensation.condense(repeated, **settings)
+    assert len(heavy.partitions) == len(equal.partitions)
     for iteration in range(1, len(heavy.partitions)):
-        repeated_labels = np.repeat(heavy.labels(iteration), masses.numpy())
-        assert same_partition(repeated_labels, many.labels(iteration))
+        assert same_partition(np.repeat(heavy.labels(iteration), masses), equal.labels(iteration))
 
 
 def test_two_points_meet_when_they_should():
-    # Distance d: K = e^(-d^2/eps), each moves so that d <- d (1 - K) / (1 + K).
-    distance, epsilon, growth, merge = 1.0, 0.4, 1.2, 0.1
-    hierarchy = condensation.condense(torch.tensor([[0.0], [distance]]), epsilon=epsilon, growth=growth, merge=merge)
-    bandwidth, steps = epsilon, 0
-    while distance >= merge * epsilon**0.5:
-        affinity = math.exp(-(distance**2) / bandwidth)
-        distance *= (1 - affinity) / (1 + affinity)
-        bandwidth *= growth
-        steps += 1
-    assert hierarchy.segments.tolist() == [2] * steps + [1]
+    # Distance d: K = e^-(d/eps)^40; t powers of P make it d ((1 - K) / (1 + K))^t. Below the cut nothing moves.
+    distance, epsilon, growth, met, steps = 1.0, 0.8, 1.02, 0.1, 3
+    hierarchy = condensation.condense(
+        np.array([[0.0], [distance]]), epsilon=epsilon, growth=growth, met=met, steps=steps
+    )
+    expected = 0
+    while distance >= met:
+        expected, epsilon = expected + 1, epsilon * growth
+        kernel = reference_affinity(distance, epsilon)
+        distance *= ((1 - kernel) / (1 + kernel)) ** steps
+    assert expected > 8
+    assert hierarchy.segments.tolist() == [2] * (expected + 1) + [1]
+
+
+def test_the_knee_of_two_lines():
+    # Singular values 1 and a: the entropy falls at first and is flat later. Slow reference with numpy's own fits.
+    values = np.array([1.0, 0.9, 0.5, 0.3, 0.2])
+    most = 9
+    entropy = []
+    for power in range(1, most + 1):
+        shares = values**power / sum(values**power)
+        entropy.append(-sum(p * math.log(p) for p in shares))
+    errors = {}
+    for knee in range(1, most - 1):
+        left = np.polyfit(range(knee + 1), entropy[: knee + 1], 1)
+        right = np.polyfit(range(knee - 1, most), entropy[knee - 1 :], 1)
+        errors[knee] = sum(abs(np.polyval(left, t) - entropy[t]) for t in range(knee + 1))
+        errors[knee] += sum(abs(np.polyval(right, t) - entropy[t]) for t in range(knee, most))
+    assert condensation.entropy_knee(np.diag(values), most) == min(errors, key=errors.get)
+    assert condensation.entropy_knee(np.diag(values), 2) == 1
+
+
+def test_the_first_bandwidth():
+    points = np.random.default_rng(0).normal(size=(32, 3))
+    assert condensation.first_bandwidth(points) == pytest.approx(0.1 * np.sqrt(np.var(points)) * 2)
 
 
 def test_levels_are_nested_and_never_grow():
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.randn(5, 1, 1, 3, generator=generator)
-    groups = coarse + 0.3 * torch.randn(5, 8, 1, 3, generator=generator)
-    points = (groups + 0.03 * torch.randn(5, 8, 75, 3, generator=generator)).flatten(0, 2)
-    hierarchy = condensation.condense_pixels(points, micro=400, neighbours=5)
+    rng = np.random.default_rng(0)
+    groups = rng.normal(size=(5, 1, 1, 3)) + 0.3 * rng.normal(size=(5, 8, 1, 3))
+    points = (groups + 0.03 * rng.normal(size=(5, 8, 75, 3))).reshape(-1, 3)
+    hierarchy = condensation.condense_pixels(points, neighbours=30)
+    assert hierarchy.partitions.shape[1] == 3000 and hierarchy.epsilons[2] > 0
     assert (np.diff(hierarchy.segments) <= 0).all() and hierarchy.segments[-1] == 1
     levels = list(hierarchy.levels())
     assert len(levels) > 5 and scores.nested_share(levels) == 1
@@ -216,38 +309,26 @@ def test_levels_are_nested_and_never_grow():
     assert len({level.tobytes() for level in levels}) == len(levels)
 
 
-def test_initial_bandwidth_is_the_median_kth_neighbour():
-    points = torch.rand(30, 2, dtype=torch.float64)
-    kth = [sorted(((p - q) ** 2).sum().item() for q in points)[4] for p in points]
-    assert condensation.initial_bandwidth(points, 4) == pytest.approx(sorted(kth)[14])
-
-
 def test_degenerate_clouds():
-    same = condensation.condense(torch.ones(7, 2))
-    assert same.segments[-1] == 1
-    assert condensation.condense(torch.ones(1, 2)).segments.tolist() == [1]
+    assert condensation.condense(np.ones((7, 2)), epsilon=1.0).segments.tolist() == [7, 1]
+    assert condensation.condense(np.ones((1, 2))).segments[-1] == 1
+    constant = condensation.condense_pixels(np.ones((600, 4), np.float32))
+    assert constant.segments.tolist() == [1] and constant.labels(-1).tolist() == [0] * 600
+    two = condensation.condense_pixels(np.repeat([[1.0, 0.0], [0.0, 1.0]], [500, 3], axis=0))
+    assert two.segments[0] == 2 and two.masses.tolist() == [3, 500]
     with pytest.raises(ValueError, match="NaN"):
-        condensation.condense(torch.tensor([[0.0], [torch.nan]]))
+        condensation.condense(np.array([[0.0], [np.nan]]))
     with pytest.raises(ValueError, match="masses"):
-        condensation.condense(torch.rand(3, 2), torch.tensor([1, 0, 1]))
+        condensation.condense(np.random.rand(3, 2), np.array([1, 0, 1]))
 
 
-def test_micro_clusters_cover_all_points_and_small_groups():
-    generator = torch.Generator().manual_seed(0)
-    crowd, few = torch.randn(4000, 4, generator=generator), torch.randn(15, 4, generator=generator) + 12
-    points = torch.cat([crowd, few])
-    centres, members = condensation.micro_clusters(points, 60)
-    sizes = torch.bincount(members, minlength=len(centres))
-    assert len(centres) <= 60 and (sizes > 0).all() and sizes.sum() == len(points)
-    assert set(members[4000:].tolist()).isdisjoint(members[:4000].tolist())
-    for number in range(len(centres)):
-        torch.testing.assert_close(centres[number], points[members == number].mean(0))
-
-
-def test_nearest_centre_against_all_distances():
-    points, centres = torch.rand(50, 3), torch.rand(9, 3)
-    expected = torch.cdist(points, centres).argmin(1)
-    assert torch.equal(condensation.nearest_centre(points, centres, rows=7), expected)
+def test_a_masked_background_costs_nothing():
+    # Half of the pixels are one point; a graph of their pairs would have 64 million entries.
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([np.repeat([[1.0, 0.0, 0.0]], 8000, axis=0), rng.normal(size=(400, 3))])
+    hierarchy = condensation.condense_pixels(rows, iterations=3)
+    assert hierarchy.partitions.shape[1] == 401
+    assert len(np.unique(hierarchy.labels(1)[:8000])) == 1
 
 
 def hierarchy_of(rows, masses):
@@ -356,11 +437,11 @@ def test_ergas_against_loops():
     assert scores.ergas(a, b) == pytest.approx(np.mean(values), rel=1e-6)
 
 
-def test_best_level_is_the_best_per_metric():
-    truth, other = masks()
-    levels = [np.zeros(truth.shape, int), other.astype(int), truth.astype(int)]
-    assert scores.best_level(levels, truth) == scores.measure(truth, truth)
-    assert scores.best_level(levels[:2], truth)["dice"] == pytest.approx(scores.dice(other, truth))
+def test_best_level_is_the_best():
+    a, b = masks()
+    levels = [np.zeros_like(a, int), b.astype(int), a.astype(int)]
+    assert scores.best_level(levels, a) == (1.0, 2)
+    assert scores.best_level(levels[:2], a) == (scores.dice(b, a), 1)
 
 
 def test_nested_share_sees_a_crossing():
