@@ -108,7 +108,7 @@ PROFILES = {
         "max_cases": 6, "precision": "bf16", "channels_last": True, "unet_width": 8, "unet_epochs": 20,
     },
     "study": {
-        "crop": 64, "batch_size": 8, "epochs": 20, "steps_per_epoch": 5, "patience": 100, "precision": "bf16",
+        "crop": 64, "batch_size": 8, "epochs": 40, "steps_per_epoch": 5, "patience": 100, "precision": "bf16",
         "channels_last": True, "unet_width": 16, "unet_epochs": 60, "unet_patience": 20,
     },
     "paper": {"batch_size": 16},
