@@ -53,7 +53,9 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
     Raises:
         InputError: an unknown size, or `out` already holds something.
     """
-    from papers.cdinet.projector import PinholeGeometry, Projector, pinhole_matrix, save_system_matrix
+    from papers.cdinet.geometry import PinholeGeometry
+    from papers.cdinet.projector import Projector
+    from papers.cdinet.system_matrix import pinhole_matrix, save_system_matrix
     from shared.errors import InputError
 
     out = Path(out)

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from papers.cdinet.projector import PinholeGeometry, attenuation_factors, pinhole_block
+from papers.cdinet.geometry import PinholeGeometry
+from papers.cdinet.projector import attenuation_factors
+from papers.cdinet.system_matrix import pinhole_block
 
 
 def expected_counts(activity: Tensor, mu: Tensor, geometry: PinholeGeometry, refinement: int = 2) -> Tensor:

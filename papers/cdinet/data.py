@@ -3,7 +3,7 @@
     DATA/{train,valid,test}/*.h5   one study a file:
         Amap, Recon_LD_LA_EM                          image: attenuation map in cm^-1, ML-EM image
         Proj_FD_FA_EM, Proj_LD_LA_EM, Mask_Proj       projections: counts, counts, 1 where measured
-    DATA/*.mat or *.npz            the system matrix (`projector.load_system_matrix`)
+    DATA/*.mat or *.npz            the system matrix (`system_matrix.load_system_matrix`)
     DATA/geometry.json             positions of the pinholes (`PinholeGeometry.save`)
 
 The files come from MATLAB, so that h5py sees the axes reversed: (Z, Y, X) and (A, V, U). They are turned to
@@ -20,8 +20,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from papers.cdinet.geometry import PinholeGeometry
 from papers.cdinet.mlem import ml_em
-from papers.cdinet.projector import PinholeGeometry, Projector, load_system_matrix
+from papers.cdinet.projector import Projector
+from papers.cdinet.system_matrix import load_system_matrix
 from shared.errors import InputError
 
 SPLITS = ("train", "valid", "test")

@@ -5,28 +5,23 @@ python -m papers.cdinet.eval panel --data DATA --checkpoints A/checkpoint.pt B/c
 python -m papers.cdinet.eval apply --checkpoint RUN/checkpoint.pt --input scan.h5 --output ac.nii.gz
 """
 
-import csv
 import warnings
 from pathlib import Path
 
-from shared.cli import commands, config_from_dict
+from shared.cli import commands
 from shared.errors import InputError
 
 
-def load_model(checkpoint: Path, projector, device):
+def load_network(checkpoint: Path, projector, device):
     """The trained network of a checkpoint in evaluation mode, and its configuration.
 
     Raises:
         InputError: no checkpoint of this paper, or one of another scanner's size.
     """
     from papers.cdinet.train import Config, build_model
-    from shared.checkpoints import load_checkpoint
+    from shared.checkpoints import load_model
 
-    content = load_checkpoint(checkpoint, "cdinet")
-    config = config_from_dict(Config, content["config"])
-    model = build_model(config, projector)
-    model.load_state_dict(content["models"][0])
-    return model.to(device).eval(), config
+    return load_model(checkpoint, "cdinet", Config, lambda config: build_model(config, projector), device)
 
 
 def reconstruct(projector, projections, mu, iterations, mask=None):
@@ -43,11 +38,16 @@ def predict_study(model, projector, batch: dict, iterations: int) -> dict:
     measured angles with the true map.
     """
     from papers.cdinet.model import predict
+    from shared.finite import finite
 
+    case = batch["case"][0]
     projections, mu = predict(model, batch["projections_low"], batch["image_low"])
+    finite(projections, f"the predicted projection of {case}")
+    if mu is not None:
+        finite(mu, f"the predicted attenuation map of {case}")
     mask = batch["mask"] if mu is None else None
     image = reconstruct(projector, projections, batch["mu"] if mu is None else mu, iterations, mask)
-    return {"projections": projections, "mu": mu, "image": image}
+    return {"projections": projections, "mu": mu, "image": finite(image, f"the AC image of {case}")}
 
 
 def measure(prediction, truth) -> dict[str, float]:
@@ -92,12 +92,11 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto", spli
         split: folder of the data set to evaluate.
     """
     from papers.cdinet.data import load_projector
-    from shared.files import write_atomically
     from shared.gpu import choose_device
 
     where = choose_device(device)
     projector = load_projector(data)
-    model, config = load_model(checkpoint, projector, where)
+    model, config = load_network(checkpoint, projector, where)
     projector = projector.to(where)
     pinholes = projector.geometry.pinholes  # the padding angle is no measurement
     rows = []
@@ -115,13 +114,7 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto", spli
             row |= {f"{name}_{key}": values.get(key, "") for key in ("nmse", "nmae", "psnr", "ssim")}
         rows.append(row)
 
-    def write(path: Path) -> None:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(Path(out) / "metrics.csv", write)
+    write_csv(Path(out) / "metrics.csv", rows)
 
 
 def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", case: int = 0) -> None:
@@ -137,20 +130,16 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
     """
     import itertools
 
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     from papers.cdinet import polar_map
+    from papers.cdinet.baselines import Passthrough
     from papers.cdinet.data import load_projector
-    from papers.cdinet.model import Passthrough
-    from shared.files import write_atomically
+    from papers.cdinet.ventricle import left_ventricle_pose
+    from shared.figures import pyplot, save_figure
     from shared.gpu import choose_device
 
     where = choose_device(device)
     projector = load_projector(data)
-    models = [load_model(path, projector, where) for path in checkpoints]
+    models = [load_network(path, projector, where) for path in checkpoints]
     projector = projector.to(where)
     config = models[0][1]
     batch = next(itertools.islice(studies(data, projector, config, where), case, None), None)
@@ -165,7 +154,7 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
 
     geometry = projector.geometry
     voxel = geometry.voxel_mm
-    pose = polar_map.left_ventricle_pose(truth_image[0, 0].cpu().numpy(), voxel)
+    pose = left_ventricle_pose(truth_image[0, 0].cpu().numpy(), voxel)
     short_axes = {
         name: polar_map.short_axis(found["image"][0, 0].cpu().numpy(), pose, voxel) for name, found in columns.items()
     }
@@ -176,7 +165,7 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
     measured = geometry.measured_angles[len(geometry.measured_angles) // 2]
     unmeasured = next(angle for angle in range(geometry.pinholes) if angle not in geometry.measured_angles)
     rows = ["measured angle", "unmeasured angle", "attenuation map", "short axis (AC)", "polar map (AC)"]
-    figure, axes = plt.subplots(len(rows), len(columns), figsize=(2.1 * len(columns), 2.15 * len(rows)))
+    figure, axes = pyplot().subplots(len(rows), len(columns), figsize=(2.1 * len(columns), 2.15 * len(rows)))
     tops = {
         0: truth["projections"][0, 0, :, :, measured].max().item(),
         1: truth["projections"][0, 0, :, :, unmeasured].max().item(),
@@ -203,8 +192,7 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
     for row, label in enumerate(rows):
         axes[row, 0].set_ylabel(label, fontsize=8)
     figure.tight_layout(pad=0.4)
-    write_atomically(Path(out), lambda path: figure.savefig(path, dpi=90, format="png"))
-    plt.close(figure)
+    save_figure(figure, out)
 
 
 def apply(
@@ -238,16 +226,27 @@ def apply(
     from papers.cdinet.data import load_scanner, read_projections
     from papers.cdinet.mlem import ml_em
     from papers.cdinet.model import predict
+    from papers.cdinet.ventricle import left_ventricle_pose
     from shared import nifti
+    from shared.files import refuse_duplicates, refuse_overwriting_inputs
+    from shared.finite import finite
     from shared.gpu import choose_device
 
-    if not str(output).endswith((".nii", ".nii.gz")):
-        raise InputError(f"{output}: the output is a NIfTI volume, its name must end in .nii or .nii.gz")
+    if mu_output is None:
+        stem = output.name.removesuffix(".gz").removesuffix(".nii")
+        mu_output = output.with_name(f"{stem}_mu{output.name[len(stem) :]}")
+    for volume_path in (output, mu_output):
+        if not volume_path.name.endswith((".nii", ".nii.gz")):
+            raise InputError(f"{volume_path}: the output is a NIfTI volume, its name must end in .nii or .nii.gz")
+    outputs = [path for path in (output, mu_output, polar_output) if path is not None]
+    refuse_duplicates([path.resolve() for path in outputs], "outputs")
+    for path in outputs:
+        refuse_overwriting_inputs(path, input, checkpoint, scanner)
     where = choose_device(device)
     if not Path(input).is_file():
         raise InputError(f"{input}: there is no such file; expected projections as .h5, .nii or .nii.gz")
     projector = load_scanner(input if scanner is None else scanner)
-    model, config = load_model(checkpoint, projector, where)
+    model, config = load_network(checkpoint, projector, where)
     projector = projector.to(where)
     scale = config.low_dose_scale if low_dose_scale is None else low_dose_scale
     counts = torch.from_numpy(read_projections(input, projector.geometry) * scale)[None, None].to(where)
@@ -256,35 +255,29 @@ def apply(
     projections, mu = predict(model, counts * mask, image)
     if mu is None:
         raise InputError(f"{checkpoint}: variant '{config.variant}' predicts no attenuation map; use one that does")
-    volume = reconstruct(projector, projections, mu, config.mlem_iterations)
+    finite(projections, f"{input}: the predicted projection")
+    finite(mu, f"{input}: the predicted attenuation map")
+    volume = finite(reconstruct(projector, projections, mu, config.mlem_iterations), f"{input}: the AC image")
+    volume, voxel_mm = volume[0, 0].cpu().numpy(), projector.geometry.voxel_mm
+    pose = None if polar_output is None else left_ventricle_pose(volume, voxel_mm)  # may refuse: before any writing
 
     affine = projector.geometry.affine()
-    if mu_output is None:
-        stem = output.name.removesuffix(".gz").removesuffix(".nii")
-        mu_output = output.with_name(f"{stem}_mu{output.name[len(stem) :]}")
-    nifti.save(output, volume[0, 0].cpu().numpy(), affine=affine)
+    nifti.save(output, volume, affine=affine)
     nifti.save(mu_output, mu[0, 0].cpu().numpy(), affine=affine)
     print(f"wrote {output} (photons per voxel) and {mu_output} (1/cm)")
-    if polar_output is not None:
-        draw_polar_map(volume[0, 0].cpu().numpy(), projector.geometry.voxel_mm, polar_output)
+    if pose is not None:
+        draw_polar_map(volume, pose, voxel_mm, polar_output)
         print(f"wrote {polar_output}")
 
 
-def draw_polar_map(image, voxel_mm: float, out: Path) -> None:
+def draw_polar_map(image, pose, voxel_mm: float, out: Path) -> None:
     """The 17-segment polar map of one AC volume (X, Y, Z) as a .png."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     from papers.cdinet import polar_map
-    from shared.files import write_atomically
+    from shared.figures import pyplot, save_figure
 
-    pose = polar_map.left_ventricle_pose(image, voxel_mm)
-    figure, axis = plt.subplots(figsize=(4, 4))
+    figure, axis = pyplot().subplots(figsize=(4, 4))
     polar_map.draw_polar_map(axis, polar_map.polar_map(image, pose, voxel_mm))
-    write_atomically(Path(out), lambda path: figure.savefig(path, dpi=120, format="png"))
-    plt.close(figure)
+    save_figure(figure, out, dpi=120)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -42,7 +42,7 @@ def ml_em(
         InputError: negative or non-finite counts or attenuation, or tensors of the wrong shape.
 
     Example:
-        >>> from papers.cdinet.projector import PinholeGeometry
+        >>> from papers.cdinet.geometry import PinholeGeometry
         >>> geometry = PinholeGeometry.ge570c(image_shape=(12, 12, 8), voxel_mm=24.0, detector_shape=(8, 8))
         >>> projector = Projector.from_geometry(geometry)
         >>> counts = projector.forward_project(torch.rand(1, 1, 12, 12, 8))

@@ -4,6 +4,7 @@ python -m papers.cdinet.train --data DATA --out runs/mine --profile cpu --varian
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from shared.cli import RunConfig, train_command
@@ -13,8 +14,9 @@ from shared.cli import RunConfig, train_command
 class Config(RunConfig):
     """CDI-Net: denoising, limited-angle reconstruction and attenuation correction of cardiac SPECT."""
 
-    network: Literal["cdinet", "separate", "dudoss", "passthrough"] = "cdinet"
-    """the proposed method; separate networks for projections and attenuation map; DuDoSS; the input as it is"""
+    network: Literal["cdinet", "separate", "dudoss", "reprojection", "passthrough"] = "cdinet"
+    """the proposed method; separate networks for projections and attenuation map; DuDoSS; the smoothed ML-EM image
+    projected again with the mean attenuation map; the input as it is"""
     backbone: Literal["serdunet", "unet", "attention"] = "serdunet"
     """network of each domain: dense squeeze-and-excitation U-Net (released code), U-Net (text), Attention U-Net"""
     iterations: int = 5
@@ -22,13 +24,14 @@ class Config(RunConfig):
     width: int = 32
     """channels of CDI-Net's networks at full resolution (released code: 32)"""
     separate_width: int = 64
-    """the same for the baselines' networks; wider, so that they have no fewer parameters in all"""
+    """the same for the baselines' U-Nets (released code: 64); in cpu and study so that they have as many parameters
+    as CDI-Net in all"""
+    separate_as_wide: bool = False
+    """give the baselines' networks CDI-Net's `width` instead"""
     projection_depth: int = 3
     """resolution levels of the projection networks (released code: 3)"""
     image_depth: int = 4
     """resolution levels of the image networks (released code: 4)"""
-    norm: Literal["batch", "instance"] = "batch"
-    """normalisation (released code: batch)"""
     gaussian_std: float | None = 0.02
     """standard deviation of the initial weights (released code: 0.02); None is PyTorch's initialisation"""
     use_cidc: bool = True
@@ -43,6 +46,8 @@ class Config(RunConfig):
     """passes over the training studies for CDI-Net (paper: 50)"""
     separate_epochs: int = 200
     """the same for networks that are trained separately (paper: 200)"""
+    separate_as_long: bool = False
+    """train separate networks for `epochs` instead: as many updates as CDI-Net"""
     lr_projection: float = 1e-4
     """learning rate of the projection networks (text: 1e-4; released code: 1e-3)"""
     lr_image: float = 1e-3
@@ -63,16 +68,17 @@ class Config(RunConfig):
     """iterations of the attenuation-corrected ML-EM at evaluation (paper: 30)"""
 
 
-SMALL = {"backbone": "unet", "projection_depth": 3, "image_depth": 3, "gaussian_std": None}
+SMALL = {
+    "backbone": "unet", "projection_depth": 3, "image_depth": 3, "width": 8, "separate_width": 12, "iterations": 2,
+    "gaussian_std": None, "schedule": "onecycle", "lr_projection": 5e-3, "lr_image": 5e-3,
+}  # fmt: skip
 PROFILES = {
     "smoke": {
-        **SMALL, "projection_depth": 2, "image_depth": 2, "width": 2, "separate_width": 4,
-        "iterations": 2, "epochs": 1, "separate_epochs": 1, "schedule": "onecycle", "lr_projection": 1e-3,
+        **SMALL, "projection_depth": 2, "image_depth": 2, "width": 2, "separate_width": 3,
+        "epochs": 1, "separate_epochs": 1,
     },
-    "cpu": {
-        **SMALL, "width": 8, "separate_width": 14, "iterations": 3, "epochs": 11, "separate_epochs": 16,
-        "schedule": "onecycle", "lr_projection": 5e-3, "lr_image": 5e-3,
-    },
+    "cpu": {**SMALL, "epochs": 9, "separate_epochs": 13},
+    "study": {**SMALL, "epochs": 18, "separate_epochs": 26},
     "paper": {},
 }  # fmt: skip
 
@@ -82,30 +88,33 @@ VARIANTS = {
     "wo_cdrc": {"use_cdrc": False},
     "wo_awr": {"use_awr": False},
     "n1": {"iterations": 1},
-    "n2": {"iterations": 2},
     "separate_unet": {"network": "separate", "backbone": "unet"},
+    "separate_narrow": {"network": "separate", "backbone": "unet", "separate_as_wide": True},
+    "separate_short": {"network": "separate", "backbone": "unet", "separate_as_long": True},
     "separate_attention": {"network": "separate", "backbone": "attention"},
     "dudoss": {"network": "dudoss", "backbone": "unet"},
+    "reprojection": {"network": "reprojection"},
     "input": {"network": "passthrough"},
 }
 
 
 def build_model(config: Config, projector):
     """The network of a configuration, on the CPU."""
-    from papers.cdinet.model import CDINet, DuDoSS, Passthrough, SeparateNets
+    from papers.cdinet.baselines import DuDoSS, Passthrough, ReprojectedImage, SeparateNets
+    from papers.cdinet.model import CDINet
 
     if config.network == "passthrough":
         return Passthrough()
-    common = {
+    if config.network == "reprojection":
+        return ReprojectedImage(projector)
+    sizes = {
         "backbone": config.backbone,
         "projection_depth": config.projection_depth,
         "image_depth": config.image_depth,
-        "norm": config.norm,
-        "gaussian_std": config.gaussian_std,
     }
     if config.network != "cdinet":
-        network = {"separate": SeparateNets, "dudoss": DuDoSS}[config.network]
-        return network(projector, width=config.separate_width, **common)
+        width = config.width if config.separate_as_wide else config.separate_width
+        return {"separate": SeparateNets, "dudoss": DuDoSS}[config.network](projector, width=width, **sizes)
     return CDINet(
         projector,
         iterations=config.iterations,
@@ -114,14 +123,22 @@ def build_model(config: Config, projector):
         use_cdrc=config.use_cdrc,
         use_awr=config.use_awr,
         awr_residual=config.awr_residual,
-        **common,
+        **sizes,
     )
+
+
+def epochs_of(config: Config) -> int:
+    """Passes over the training studies; 0 for what has nothing to learn by gradients."""
+    if config.network in ("passthrough", "reprojection"):
+        return 0
+    return config.epochs if config.network == "cdinet" or config.separate_as_long else config.separate_epochs
 
 
 def train(config: Config) -> None:
     """Train on the studies of `train/`; writes config.json, checkpoint.pt and log.csv to `config.out`."""
     import torch
 
+    from papers.cdinet.backbones import init_gaussian
     from papers.cdinet.data import CardiacSpectDataset, load_projector
     from papers.cdinet.model import case_mean, cdi_loss
     from shared import gpu
@@ -129,9 +146,12 @@ def train(config: Config) -> None:
     projector = load_projector(config.data)
     dataset = CardiacSpectDataset(config.data, "train", projector, config.low_dose_scale)
     run = gpu.Run(config, paper="cdinet")
-    model = run.prepare(build_model(config, projector))
+    init = None if config.gaussian_std is None else partial(init_gaussian, std=config.gaussian_std)
+    model = gpu.initialise_by_name(build_model(config, projector), config.seed, init)
+    if config.network == "reprojection":
+        model.fit(dataset[number] for number in range(len(dataset)))
+    model = run.prepare(model)
 
-    epochs = {"cdinet": config.epochs, "passthrough": 0}.get(config.network, config.separate_epochs)
     steps_per_epoch = max(1, len(dataset) // config.batch_size)
     parameters = dict(model.named_parameters())
     groups = [
@@ -139,9 +159,9 @@ def train(config: Config) -> None:
         {"params": [p for name, p in parameters.items() if "projection_network" not in name], "lr": config.lr_image},
     ]
     if not parameters:
-        groups = [{"params": [torch.zeros(1)], "lr": 0.0}]  # the input as it is: nothing is learnt, epochs is 0
+        groups = [{"params": [torch.zeros(1)], "lr": 0.0}]  # nothing is learnt by gradients, there are 0 epochs
     optimizer = torch.optim.Adam(groups, betas=(config.beta1, 0.999), fused=True)
-    steps = epochs * steps_per_epoch
+    steps = epochs_of(config) * steps_per_epoch
     if config.schedule == "onecycle":
         highest = [group["lr"] for group in groups]
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=steps + 1, cycle_momentum=False)
