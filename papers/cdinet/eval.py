@@ -92,7 +92,7 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto", spli
         split: folder of the data set to evaluate.
     """
     from papers.cdinet.data import load_projector
-    from shared.gpu import choose_device
+    from shared.files import write_csv
 
     where = choose_device(device)
     projector = load_projector(data)
