@@ -93,6 +93,7 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto", spli
     """
     from papers.cdinet.data import load_projector
     from shared.files import write_csv
+    from shared.gpu import choose_device
 
     where = choose_device(device)
     projector = load_projector(data)
