@@ -100,12 +100,16 @@ def pinhole_matrix(geometry: PinholeGeometry) -> scipy.sparse.csr_matrix:
 
 
 def _matlab_order(geometry: PinholeGeometry) -> tuple[np.ndarray, np.ndarray]:
-    """Our row and column index of each row and column of a MATLAB matrix (first index fastest)."""
+    """Our row and column index of each row and column of the scanner's `sm` (first index fastest).
+
+    Its columns run over the image with all three axes reversed: the released code turns every back projection
+    by 180° about z and flips z before it meets the attenuation map.
+    """
     u, v, a = geometry.projection_shape
     rows = rearrange(np.arange(a * u * v, dtype=np.int32).reshape(a, u, v), "a u v -> (a v u)")
     x, y, z = geometry.image_shape
-    columns = rearrange(np.arange(x * y * z, dtype=np.int32).reshape(x, y, z), "x y z -> (z y x)")
-    return rows, columns
+    voxels = np.arange(x * y * z, dtype=np.int32).reshape(x, y, z)[::-1, ::-1, ::-1]
+    return rows, rearrange(voxels, "x y z -> (z y x)")
 
 
 def load_system_matrix(path: str | os.PathLike, geometry: PinholeGeometry) -> scipy.sparse.csr_matrix:
@@ -113,8 +117,8 @@ def load_system_matrix(path: str | os.PathLike, geometry: PinholeGeometry) -> sc
 
     Args:
         path: `.mat` with the sparse variable `sm` (v5, or v7.3 which is HDF5), whose rows run over
-            (u, v, angle) and columns over (x, y, z) in MATLAB's order, the first index fastest; or `.npz`
-            of `scipy.sparse.save_npz`, already in this module's order.
+            (u, v, angle) and columns over (x, y, z), the image's three axes reversed, in MATLAB's order, the
+            first index fastest; or `.npz` of `scipy.sparse.save_npz`, already in this module's order.
         geometry: for the shapes.
 
     Returns:

@@ -572,9 +572,9 @@ def test_system_matrix_files(tmp_path, version):
     elif version == "v7.3":
         path = tmp_path / "sm.mat"
         save_system_matrix(path, matrix, GEOMETRY)
-    else:  # written by hand: MATLAB's linear index has the first axis fastest
+    else:  # written by hand: MATLAB's linear index has the first axis fastest, and the image is turned and flipped
         path = tmp_path / "sm.mat"
-        tensor = matrix.toarray().reshape(A, U, V, X, Y, Z)
+        tensor = matrix.toarray().reshape(A, U, V, X, Y, Z)[..., ::-1, ::-1, ::-1]
         by_matlab = tensor.transpose(0, 2, 1, 5, 4, 3).reshape(A * V * U, Z * Y * X)
         scipy.io.savemat(path, {"sm": scipy.sparse.csc_matrix(by_matlab.astype(np.float64))})
     loaded = load_system_matrix(path, GEOMETRY)
