@@ -25,6 +25,7 @@ from papers.cdinet.mlem import ml_em
 from papers.cdinet.projector import Projector
 from papers.cdinet.system_matrix import load_system_matrix
 from shared.errors import InputError
+from shared.readers import Array, read_hdf5, read_hdf5_shapes
 
 SPLITS = ("train", "valid", "test")
 IMAGES = {"mu": "Amap", "image_low": "Recon_LD_LA_EM"}
@@ -84,8 +85,9 @@ def _scanner(root: Path, study: Path | None) -> Projector:
     if (root / "geometry.json").is_file():
         geometry = PinholeGeometry.load(root / "geometry.json")
     else:
-        image_shape = _shape_of(study, IMAGES["mu"])
-        u, v, angles = _shape_of(study, PROJECTIONS["projections_low"])
+        shapes = read_hdf5_shapes(study, {IMAGES["mu"]: Array(ndim=3), PROJECTIONS["projections_low"]: Array(ndim=3)})
+        image_shape = shapes[IMAGES["mu"]][::-1]
+        u, v, angles = shapes[PROJECTIONS["projections_low"]][::-1]
         if angles < 19:
             raise InputError(f"{study} has {angles} angles; without a geometry.json they must be the 19 of the 570c.")
         geometry = PinholeGeometry.ge570c(image_shape, 4.0, (u, v), padding_angles=angles - 19)
@@ -120,13 +122,7 @@ def read_projections(path: str | os.PathLike, geometry: PinholeGeometry) -> np.n
         counts = nifti.load(path, ndim=3, dtype=np.float32).data
     else:
         key = PROJECTIONS["projections_low"]
-        try:
-            with h5py.File(path, "r") as file:
-                if key not in file:
-                    raise InputError(f"{path} has no dataset {key}, the counts to reconstruct from.")
-                counts = np.ascontiguousarray(np.asarray(file[key], dtype=np.float32).T)
-        except (OSError, TypeError, RuntimeError) as error:
-            raise InputError(f"{path} can't be read as HDF5; it may be missing or truncated: {error}.") from error
+        counts = _turned(read_hdf5(path, {key: Array(ndim=3, dtype="float32", least=0.0)})[key])
     u, v, angles = geometry.projection_shape
     if counts.shape == (u, v, geometry.pinholes):
         counts = np.pad(counts, ((0, 0), (0, 0), (0, geometry.padding_angles)))
@@ -134,7 +130,7 @@ def read_projections(path: str | os.PathLike, geometry: PinholeGeometry) -> np.n
         raise InputError(
             f"{path}: the counts are {counts.shape}, but the scanner's are {(u, v, angles)} (u, v, angle)."
         )
-    if not np.isfinite(counts).all() or (counts < 0).any():
+    if not np.isfinite(counts).all() or (counts < 0).any():  # a NIfTI may hold anything
         raise InputError(f"{path}: counts must be finite and not negative.")
     return counts
 
@@ -154,32 +150,13 @@ def read_study(
         InputError: the file is missing or truncated, a dataset is missing, of the wrong shape or kind, has
             NaN or negative values, the mask isn't 0 and 1, or the two doses don't match after scaling.
     """
-    shapes = dict.fromkeys(IMAGES.values(), geometry.image_shape)
-    shapes |= dict.fromkeys(PROJECTIONS.values(), geometry.projection_shape)
-    names = IMAGES | PROJECTIONS
-    study = {}
-    try:
-        with h5py.File(path, "r") as file:
-            for name, key in names.items():
-                if key in file:
-                    study[name] = np.ascontiguousarray(np.asarray(file[key], dtype=np.float32).T)
-                elif name != "image_low":
-                    raise InputError(f"{path} has no dataset {key}; a study needs {', '.join(names.values())}.")
-    except (OSError, TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} can't be read as an HDF5 study; it may be missing or truncated: {error}.") from error
-    for name, array in study.items():
-        key = names[name]
-        if array.shape != shapes[key]:
-            raise InputError(
-                f"{path}: {key} is {array.shape[::-1]} in the file, expected {shapes[key][::-1]} (MATLAB's "
-                "order, reversed)."
-            )
-        if not np.isfinite(array).all():
-            raise InputError(f"{path}: {key} holds NaN or infinite values.")
-        if (array < 0).any():
-            raise InputError(f"{path}: {key} holds negative values, which neither counts nor attenuation can have.")
+    wanted = {
+        key: Array(shape=shape[::-1], dtype="float32", least=0.0, optional=name == "image_low")
+        for names, shape in ((IMAGES, geometry.image_shape), (PROJECTIONS, geometry.projection_shape))
+        for name, key in names.items()
+    }
+    found = read_hdf5(path, wanted)
+    study = {name: _turned(found[key]) for name, key in (IMAGES | PROJECTIONS).items() if key in found}
     if not np.isin(study["mask"], (0.0, 1.0)).all():
         raise InputError(f"{path}: {PROJECTIONS['mask']} must hold 1 where measured and 0 elsewhere.")
     for name in ("projections_low", "image_low"):
@@ -194,18 +171,9 @@ def read_study(
     return study
 
 
-def _shape_of(path: Path, key: str) -> tuple[int, ...]:
-    """The shape of a dataset in our order, read without its values."""
-    try:
-        with h5py.File(path, "r") as file:
-            if key not in file:
-                raise InputError(f"{path} has no dataset {key}.")
-            shape = tuple(reversed(file[key].shape))
-    except OSError as error:
-        raise InputError(f"{path} can't be read as an HDF5 study; it may be truncated: {error}.") from error
-    if len(shape) != 3:
-        raise InputError(f"{path}: {key} must have three axes, got {len(shape)}.")
-    return shape
+def _turned(array: np.ndarray) -> np.ndarray:
+    """From MATLAB's order of the axes to ours."""
+    return np.ascontiguousarray(array.T)
 
 
 def write_study(path: str | os.PathLike, study: dict[str, np.ndarray]) -> None:

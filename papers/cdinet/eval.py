@@ -135,7 +135,7 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
     from papers.cdinet.baselines import Passthrough
     from papers.cdinet.data import load_projector
     from papers.cdinet.ventricle import left_ventricle_pose
-    from shared.figures import pyplot, save_figure
+    from shared.figures import Picture, grid_of_pictures, save_figure
     from shared.gpu import choose_device
 
     where = choose_device(device)
@@ -153,46 +153,32 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
         columns[of_model.variant] = predict_study(model, projector, batch, of_model.mlem_iterations)
     columns["truth"] = truth
 
-    geometry = projector.geometry
-    voxel = geometry.voxel_mm
-    pose = left_ventricle_pose(truth_image[0, 0].cpu().numpy(), voxel)
-    short_axes = {
-        name: polar_map.short_axis(found["image"][0, 0].cpu().numpy(), pose, voxel) for name, found in columns.items()
-    }
-    polars = {
-        name: polar_map.polar_map(found["image"][0, 0].cpu().numpy(), pose, voxel) for name, found in columns.items()
-    }
-    middle = short_axes["truth"].shape[0] // 2
+    geometry, voxel_mm = projector.geometry, projector.geometry.voxel_mm
     measured = geometry.measured_angles[len(geometry.measured_angles) // 2]
     unmeasured = next(angle for angle in range(geometry.pinholes) if angle not in geometry.measured_angles)
-    rows = ["measured angle", "unmeasured angle", "attenuation map", "short axis (AC)", "polar map (AC)"]
-    figure, axes = pyplot().subplots(len(rows), len(columns), figsize=(2.1 * len(columns), 2.15 * len(rows)))
-    tops = {
-        0: truth["projections"][0, 0, :, :, measured].max().item(),
-        1: truth["projections"][0, 0, :, :, unmeasured].max().item(),
-        2: truth["mu"].max().item(),
-        3: float(short_axes["truth"].max()),
-        4: float(polars["truth"].max()),
-    }
-    for column, (name, found) in enumerate(columns.items()):
-        projections = found["projections"][0, 0].cpu()
-        pictures = {0: projections[:, :, measured].T.flip(0), 1: projections[:, :, unmeasured].T.flip(0)}
-        if found["mu"] is not None:
-            pictures[2] = found["mu"][0, 0, :, :, geometry.image_shape[2] // 2].cpu().T
-        pictures[3] = short_axes[name][middle]
-        for row in range(4):
-            axis = axes[row, column]
-            axis.set_xticks([])
-            axis.set_yticks([])
-            if row in pictures:
-                axis.imshow(pictures[row], cmap="gray" if row == 2 else "inferno", vmin=0, vmax=tops[row])
-            else:
-                axis.text(0.5, 0.5, "none predicted", ha="center", va="center", transform=axis.transAxes, fontsize=7)
-        polar_map.draw_polar_map(axes[4, column], polars[name], vmax=tops[4])
-        axes[0, column].set_title(name, fontsize=9)
-    for row, label in enumerate(rows):
-        axes[row, 0].set_ylabel(label, fontsize=8)
-    figure.tight_layout(pad=0.4)
+    pose = left_ventricle_pose(truth_image[0, 0].cpu().numpy(), voxel_mm)
+    rows, polars = [[], [], [], []], {}
+    for name, found in columns.items():
+        projections, image = found["projections"][0, 0].cpu(), found["image"][0, 0].cpu().numpy()
+        rows[0].append(projections[:, :, measured].T.flip(0))
+        rows[1].append(projections[:, :, unmeasured].T.flip(0))
+        none = Picture(text="none predicted")
+        rows[2].append(none if found["mu"] is None else found["mu"][0, 0, :, :, geometry.image_shape[2] // 2].cpu().T)
+        slices = polar_map.short_axis(image, pose, voxel_mm)
+        rows[3].append(slices[len(slices) // 2])
+        polars[name] = polar_map.polar_map(image, pose, voxel_mm)
+    figure, _, room = grid_of_pictures(
+        rows,
+        list(columns),
+        None,
+        row_labels=["measured angle", "unmeasured angle", "attenuation map", "short axis (AC)"],
+        window=[(0.0, float(row[-1].max())) for row in rows],  # the truth's
+        cmap=["inferno", "inferno", "gray", "inferno"],
+        heading=f"{batch['case'][0]}; below: polar maps of the AC images",
+        room=("below", 2.2),
+    )
+    for axis, polar in zip(room.subplots(1, len(polars)), polars.values()):
+        polar_map.draw_polar_map(axis, polar, vmax=float(polars["truth"].max()))
     save_figure(figure, out)
 
 

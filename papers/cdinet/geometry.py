@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from shared.errors import InputError
+from shared.readers import read_json
 
 FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 
@@ -63,6 +64,9 @@ class PinholeGeometry:
                 "A pinhole geometry needs image_shape (X, Y, Z) and detector_shape (U, V), got "
                 f"{self.image_shape} and {self.detector_shape}."
             )
+        counts = (*self.image_shape, *self.detector_shape, *self.measured_angles, self.padding_angles)
+        if not all(isinstance(count, int) for count in counts):
+            raise InputError("Shapes and numbers of angles of a pinhole geometry must be whole numbers.")
         lengths = (self.voxel_mm, self.pixel_mm, self.focal_length_mm, self.aperture_sigma_mm)
         if min(lengths) <= 0 or min(self.image_shape + self.detector_shape) < 1 or self.padding_angles < 0:
             raise InputError("Sizes and lengths of a pinhole geometry must be positive.")
@@ -201,10 +205,9 @@ class PinholeGeometry:
         Raises:
             InputError: the file is missing, isn't JSON, or isn't a geometry; the message names the file.
         """
+        content = read_json(path, "the JSON of a pinhole geometry")
         try:
-            return cls.from_dict(json.loads(Path(path).read_text("utf-8")))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise InputError(f"{path} can't be read as the JSON of a pinhole geometry: {error}.") from error
+            return cls.from_dict(content)
         except InputError as error:
             raise InputError(f"{path} isn't a pinhole geometry: {error}") from error
 

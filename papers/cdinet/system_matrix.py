@@ -17,6 +17,7 @@ from scipy.special import ndtr
 
 from papers.cdinet.geometry import FWHM_PER_SIGMA, PinholeGeometry
 from shared.errors import InputError
+from shared.readers import Array, need_file, read_hdf5, reading
 
 FOOTPRINT_CUTOFF = math.exp(-(3.0**2) / 2.0)  # elements below the 3-sigma level of a voxel's peak are dropped
 
@@ -127,18 +128,13 @@ def load_system_matrix(path: str | os.PathLike, geometry: PinholeGeometry) -> sc
     Raises:
         InputError: the file is missing or broken, has no sparse `sm`, or another shape.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} doesn't exist; a system matrix is a .mat file with the sparse variable sm, or .npz.")
-    if path.suffix == ".npz":
-        try:
-            matrix = scipy.sparse.load_npz(path)
-        except Exception as error:  # zipfile, numpy and scipy raise five kinds between them
-            raise InputError(f"{path} can't be read as a matrix of scipy.sparse.save_npz: {error}.") from error
-    elif path.suffix == ".mat":
-        matrix = _read_mat(path)
-    else:
+    path = need_file(path, "a system matrix: .mat with the sparse variable sm, or .npz of scipy.sparse.save_npz")
+    if path.suffix not in (".mat", ".npz"):
         raise InputError(f"{path} must end in .mat or .npz to be read as a system matrix.")
+    with reading(path, "a sparse system matrix"):
+        matrix = scipy.sparse.load_npz(path) if path.suffix == ".npz" else _read_mat(path)
+        if matrix.format in ("csc", "csr"):
+            matrix.check_format(full_check=True)  # indices that point outside would crash the conversion
     expected = (geometry.angles * geometry.pixels, geometry.voxels)
     if matrix.shape != expected:
         raise InputError(
@@ -156,22 +152,16 @@ def load_system_matrix(path: str | os.PathLike, geometry: PinholeGeometry) -> sc
 
 def _read_mat(path: Path) -> scipy.sparse.spmatrix:
     """The variable `sm` of a MATLAB file, in MATLAB's order."""
-    try:
-        if h5py.is_hdf5(path):  # v7.3: compressed columns as jc, ir, data
-            with h5py.File(path) as file:
-                group = file["sm"]
-                rows, pointers = group["ir"][()], group["jc"][()]
-                shape = (int(group.attrs["MATLAB_sparse"]), len(pointers) - 1)
-                return scipy.sparse.csc_matrix(
-                    (group["data"][()], rows.astype(np.int64), pointers.astype(np.int64)), shape
-                )
-        matrix = scipy.io.loadmat(path, variable_names=["sm"])["sm"]
-    except KeyError as error:
-        raise InputError(f"{path} has no sparse variable sm, which must hold the system matrix.") from error
-    except Exception as error:  # a broken file: scipy.io and h5py raise many kinds
-        raise InputError(f"{path} can't be read as a MATLAB file: {error}.") from error
+    if h5py.is_hdf5(path):  # v7.3: compressed columns as jc, ir, data
+        whole = Array(ndim=1, dtype="int64", least=0)
+        wanted = {"sm/data": Array(ndim=1), "sm/ir": whole, "sm/jc": whole, "sm@MATLAB_sparse": Array(whole=True)}
+        found = read_hdf5(path, wanted)
+        rows, pointers = found["sm/ir"], found["sm/jc"]
+        shape = (int(found["sm@MATLAB_sparse"].flat[0]), len(pointers) - 1)
+        return scipy.sparse.csc_matrix((found["sm/data"], rows, pointers), shape)
+    matrix = scipy.io.loadmat(path, variable_names=["sm"]).get("sm")
     if not scipy.sparse.issparse(matrix):
-        raise InputError(f"{path} holds sm as a full array; save it as a sparse matrix.")
+        raise InputError(f"{path} has no sparse variable sm, which must hold the system matrix.")
     return matrix
 
 

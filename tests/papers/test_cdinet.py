@@ -585,10 +585,10 @@ def test_system_matrix_files(tmp_path, version):
 
 
 def test_broken_system_matrices(tmp_path):
-    with pytest.raises(InputError, match="doesn't exist"):
+    with pytest.raises(InputError, match="no such file"):
         load_system_matrix(tmp_path / "sm.mat", GEOMETRY)
     (tmp_path / "sm.mat").write_bytes(b"not a matrix")
-    with pytest.raises(InputError, match="MATLAB"):
+    with pytest.raises(InputError, match="system matrix"):
         load_system_matrix(tmp_path / "sm.mat", GEOMETRY)
     scipy.io.savemat(tmp_path / "other.mat", {"A": np.eye(3)})
     with pytest.raises(InputError, match="no sparse variable sm"):
@@ -640,10 +640,10 @@ def with_value(value):
 @pytest.mark.parametrize(
     "key, change, message",
     [
-        ("Amap", None, "no dataset Amap"),
+        ("Amap", None, "no array .Amap"),
         ("Amap", lambda a: a.T, "expected"),
         ("Proj_FD_FA_EM", with_value(np.nan), "NaN"),
-        ("Proj_LD_LA_EM", with_value(-1), "negative"),
+        ("Proj_LD_LA_EM", with_value(-1), "at least 0"),
         ("Mask_Proj", with_value(0.5), "1 where measured"),
         ("Proj_LD_LA_EM", lambda a: a * 0.1, "low-dose scale"),
     ],
@@ -796,7 +796,7 @@ def test_own_projections_as_h5_and_nifti(tmp_path):
 
 
 @pytest.mark.parametrize("counts, message", [
-    (np.zeros((8, 8, 7)), "the counts are"), (np.full((8, 8, 20), -1.0), "not negative"),
+    (np.zeros((8, 8, 7)), "the counts are"), (np.full((8, 8, 20), -1.0), "at least 0"),
 ])  # fmt: skip
 def test_own_projections_that_can_not_be(tmp_path, counts, message):
     geometry = PinholeGeometry.ge570c((12, 12, 8), 24.0, (8, 8))
