@@ -1,21 +1,16 @@
 """Stand-in for the cardiac SPECT/CT studies of CDI-Net, in their published layout.
 
-    python -m benchmarks.standins.cdinet --out data/cdinet --size cpu --seed 0
-
 Random torsos (`torso`), pinhole projections with attenuation, Poisson noise at 2 to 4 million counts, and a
 low dose thinned from the very counts of the full dose (`emission`).
 """
 
 import json
 import math
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Size = Literal["smoke", "cpu", "paper"]
+Size = Literal["smoke", "cpu", "study", "paper"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +27,7 @@ class Setting:
 SETTINGS = {
     "smoke": Setting((12, 12, 8), 23.0, (8, 8), {"train": 4, "valid": 1, "test": 2}),
     "cpu": Setting((24, 24, 12), 12.0, (12, 12), {"train": 96, "valid": 12, "test": 12}),
+    "study": Setting((24, 24, 12), 12.0, (12, 12), {"train": 96, "valid": 12, "test": 12}),
     "paper": Setting((72, 72, 40), 4.0, (32, 32), {"train": 40, "valid": 4, "test": 20}),
 }
 DOSE = 0.1  # fraction of the counts that the low dose keeps
@@ -45,7 +41,7 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
     Args:
         out: folder to create; must not exist or be empty.
         seed: of everything random. A study depends only on seed, size, split and its number.
-        size: "smoke" (seconds), "cpu" (the default profile) or "paper" (the paper's grids).
+        size: "smoke" (seconds), "cpu" and "study" (the same data) or "paper" (the paper's grids).
 
     Returns:
         out.
@@ -57,17 +53,14 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
     from papers.cdinet.projector import Projector
     from papers.cdinet.system_matrix import pinhole_matrix, save_system_matrix
     from shared.errors import InputError
+    from shared.files import complete_or_absent
 
     out = Path(out)
     if size not in SETTINGS:
         raise InputError(f"Unknown size {size!r}; choose one of {', '.join(SETTINGS)}.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} already exists and isn't empty; choose another folder or remove it.")
     setting = SETTINGS[size]
     geometry = PinholeGeometry.ge570c(setting.image_shape, setting.voxel_mm, setting.detector_shape)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with complete_or_absent(out) as unfinished:
         matrix = pinhole_matrix(geometry)
         save_system_matrix(unfinished / "system_matrix.mat", matrix, geometry)
         geometry.save(unfinished / "geometry.json")
@@ -75,22 +68,11 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
         for split, studies in setting.studies.items():
             (unfinished / split).mkdir()
             step = max(1, VOXELS_AT_ONCE // geometry.refined(2).voxels)
+            entropy = [seed, list(setting.studies).index(split)]
             for start in range(0, studies, step):
                 numbers = range(start, min(start + step, studies))
-                _write_studies(
-                    unfinished / split,
-                    numbers,
-                    projector,
-                    setting,
-                    [seed, list(setting.studies).index(split)],
-                )
+                _write_studies(unfinished / split, numbers, projector, setting, entropy)
         (unfinished / "standin.json").write_text(json.dumps(_note(seed, size, setting), indent=1) + "\n")
-        unfinished.chmod(0o755)  # mkdtemp makes it private
-        if out.exists():
-            out.rmdir()
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return out
 
 
@@ -149,25 +131,3 @@ def _note(seed: int, size: str, setting: Setting) -> dict:
             "activity and attenuation outside the field of view",
         ],
     }
-
-
-def main() -> None:
-    import tyro
-
-    from shared.cli import run_main
-
-    def write(out: Path, seed: int = 0, size: Size = "cpu") -> None:
-        """Writes a stand-in data set for CDI-Net.
-
-        Args:
-            out: folder to create.
-            seed: of everything random.
-            size: smoke (seconds), cpu (the default profile) or paper (the paper's grids).
-        """
-        print(generate(out, seed, size))
-
-    run_main(lambda: tyro.cli(write))
-
-
-if __name__ == "__main__":
-    main()

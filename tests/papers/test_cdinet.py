@@ -747,7 +747,7 @@ def test_stand_in_is_deterministic_and_atomic(smoke, tmp_path):
         np.testing.assert_array_equal(first[name], second[name])
     assert (first["mu"] != third["mu"]).any()
     assert not list(tmp_path.glob(".*"))  # no unfinished folder left
-    with pytest.raises(InputError, match="already exists"):
+    with pytest.raises(InputError, match="there already"):
         standin.generate(again, seed=3, size="smoke")
     with pytest.raises(InputError, match="size"):
         standin.generate(tmp_path / "x", size="huge")
