@@ -26,8 +26,8 @@ class Setting:
 
 SETTINGS = {
     "smoke": Setting((12, 12, 8), 23.0, (8, 8), {"train": 4, "valid": 1, "test": 2}),
-    "cpu": Setting((24, 24, 12), 12.0, (12, 12), {"train": 96, "valid": 12, "test": 12}),
-    "study": Setting((24, 24, 12), 12.0, (12, 12), {"train": 96, "valid": 12, "test": 12}),
+    "cpu": Setting((20, 20, 12), 14.4, (12, 12), {"train": 96, "valid": 12, "test": 12}),
+    "study": Setting((20, 20, 12), 14.4, (12, 12), {"train": 96, "valid": 12, "test": 12}),
     "paper": Setting((72, 72, 40), 4.0, (32, 32), {"train": 40, "valid": 4, "test": 20}),
 }
 DOSE = 0.1  # fraction of the counts that the low dose keeps
