@@ -78,7 +78,7 @@ PROFILES = {
         "epochs": 1, "separate_epochs": 1,
     },
     "cpu": {**SMALL, "epochs": 9, "separate_epochs": 13},
-    "study": {**SMALL, "epochs": 10, "separate_epochs": 14},
+    "study": {**SMALL, "epochs": 18, "separate_epochs": 26},
     "paper": {},
 }  # fmt: skip
 
