@@ -57,5 +57,8 @@ def test_a_number_that_was_changed_by_hand(result):
 
 
 def test_code_that_is_newer_than_its_result(result):
+    description = ledger.ROOT / "papers" / "cdinet" / "paper.toml"  # the copy's
+    lines = description.read_text("utf-8").splitlines(keepends=True)
+    description.write_text("".join(line for line in lines if not line.startswith("outdated =")), "utf-8")
     tamper(result, lambda content: content.update(code="0" * 16))
     assert any("older than the code" in problem for problem in of_paper("cdinet"))
