@@ -94,9 +94,8 @@ def reproduce(slug: str, options: Options) -> tuple[dict, list[str]]:
         return {}, []
     sentence = f"{relative(root)} is in use by another `make reproduce`: wait for it or stop it"
     with locked(root / ".lock", sentence):
-        steps = Steps(
-            ["torch", "torch._dynamo", f"papers.{slug}.train", f"papers.{slug}.eval", f"papers.{slug}.model"], parallel
-        )
+        modules = [f"papers.{slug}.{name}" for name in ("train", "eval", "model")]
+        steps = Steps(["torch", "torch._dynamo", *modules, "benchmarks.reproduce"], parallel)
         data = make_standin(slug, options.profile, steps) if standin else real_data(folder)
         setup = Setup(slug, options.profile, root, data, options.device, overrides, plan, steps)
         used, failed = run_all(setup, parallel, before.get("seconds_per_run", {}))
@@ -127,6 +126,21 @@ def announce(paper: dict, plan: Plan, dataset: str, profile: str, minutes: float
     if minutes:
         say(f"           about {minutes:.0f} minutes where it was last measured")
     say(f"           files: {relative(root)}")
+
+
+def length_text(result: dict) -> str:
+    """The length curve in plain text: each contrast of the headline at half, full and double length of training."""
+    found = [(name, verdict["lengths"]) for name, verdict in result["verdicts"].items() if "lengths" in verdict]
+    if not found:
+        return ""
+    name, rows = found[0]
+    values = result["lengths"]["values"]
+    settings = [f"{s} {', '.join(str(values[k][s]) for k in ('0.5', '1', '2'))}" for s in result["lengths"]["setting"]]
+    lines = [f"  {name} at half, full and double length of training ({'; '.join(settings)}), {rows[0]['seeds']} seeds"]
+    for row in rows:
+        means = ", ".join(f"{row['means'][key]:+.3g}" for key in ("0.5", "1", "2"))
+        lines.append(f"    {row['compared']}: {means}{' - still moving' if row['moving'] else ''}")
+    return "\n".join(lines)
 
 
 # --- comparison with the ledger, recording ---------------------------------------------------------------
@@ -170,6 +184,8 @@ def main_one(slug: str, options: Options) -> bool:
     paper = ledger.load_paper(slug)
     if result["results"]:
         say("\n" + table.for_terminal(paper, result))
+        if "lengths" in result:
+            say("\n" + length_text(result))
         limit = limit_of(paper, result["profile"])
         say(f"\n{result['processor_minutes']:.1f} processor minutes" + (f", of at most {limit:g}" if limit else ""))
     path = ledger.result_path(slug, result["dataset"], result["profile"])
@@ -202,7 +218,14 @@ def main_one(slug: str, options: Options) -> bool:
 
 
 def main_all(options: Options) -> bool:
-    """Every paper, `jobs` at a time, each in a process of its own; a summary at the end."""
+    """Every paper, `jobs` at a time, each in a process of its own; a summary at the end.
+
+    Raises:
+        InputError: an option that speaks about one paper.
+    """
+    of_one = [name for name in ("data", "name", "variants", "set", "parallel") if getattr(options, name)]
+    if of_one:
+        raise InputError(f"--{of_one[0]} is for one paper: give its slug instead of --paper all")
     passed = [f"--{name.replace('_', '-')}" for name in ("record", "check", "dry_run") if getattr(options, name)]
     passed += ["--profile", options.profile, "--device", options.device]
     passed += [] if options.lengths else ["--no-lengths"]

@@ -1,6 +1,7 @@
 """Train and evaluate what a plan asks for, as far as it is not up to date, several at a time."""
 
 import importlib
+import json
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from benchmarks.fingerprint import (
 )
 from benchmarks.plan import Plan, Training, in_order, scaled
 from benchmarks.steps import Steps, add_usage
-from shared.cli import configure
+from shared.cli import MAY_CHANGE_ON_RESUME, configure
 from shared.errors import InputError
 
 MARKER = "steps.json"
@@ -187,21 +188,29 @@ def _can_go_on(setup: Setup, folder: Path) -> bool:
 
 
 def check_interrupted(folder: Path, paper: str) -> None:
-    """What an interrupted training left can be read: its checkpoint, and its log but for a last line cut short.
+    """What an interrupted training left belongs together: its checkpoint, its configuration, its log up to there.
 
     Raises:
-        InputError: it can't.
+        InputError: something is missing or damaged.
     """
     from shared.checkpoints import load_checkpoint
 
-    load_checkpoint(folder / "checkpoint.pt", paper)
+    content = load_checkpoint(folder / "checkpoint.pt", paper)
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        if any(config[k] != v for k, v in content["config"].items() if k not in MAY_CHANGE_ON_RESUME):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / 'config.json'} is not the configuration of the checkpoint") from error
+    if content["step"] == 0:
+        return
     try:
         header, *rows = (folder / "log.csv").read_text("utf-8").split("\n")
-        for row in rows[:-1]:
-            if len([float(cell or "nan") for cell in row.split(",")]) != len(header.split(",")):
-                raise ValueError
+        table = [[float(cell or "nan") for cell in row.split(",")] for row in rows[:-1]]  # the last may be cut short
+        if any(len(row) != len(header.split(",")) for row in table) or max(row[0] for row in table) < content["step"]:
+            raise ValueError
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder / 'log.csv'} is missing or damaged") from error
+        raise InputError(f"{folder / 'log.csv'} does not reach the checkpoint's step {content['step']}") from error
 
 
 def _evaluate(setup: Setup, config, state: dict, row: int) -> dict:

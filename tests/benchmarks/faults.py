@@ -74,6 +74,8 @@ def main() -> None:
     cases = [(path, name, None) for path in files for name in FAULTS]
     last = [RUN / "full" / "seed0" / name for name in ("checkpoint.pt", "log.csv", "config.json")]
     cases += [(path, name, interrupt) for path in last for name in FAULTS]
+    # Of a log that nobody has recorded yet, one digit for another can't be seen.
+    cases.remove((RUN / "full" / "seed0" / "log.csv", "altered", interrupt))
     for path, name, before in cases:
         if before:
             before()
