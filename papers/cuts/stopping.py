@@ -24,8 +24,12 @@ class EarlyStopping:
         """After each epoch."""
         self.state["epoch"] += 1
         if loss < self.state["best_loss"]:
-            weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-            self.state.update(best_loss=loss, best_epoch=self.state["epoch"], weights=weights)
+            self.state.update(best_loss=loss, best_epoch=self.state["epoch"])
+            self.keep(model)
+
+    def keep(self, model) -> None:
+        """The weights that count from now on."""
+        self.state["weights"] = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
     def state_dict(self) -> dict:
         return dict(self.state)

@@ -43,7 +43,7 @@ class Config(RunConfig):
     crop: int = 0
     """side of the random part of the image that is trained on, in pixels; 0 is the whole image (paper: 0)"""
     epochs: int = 200
-    """most passes over the training images (released code: 200)"""
+    """most passes over the training images (released code: 200); 0 keeps the initial weights"""
     steps_per_epoch: int = 5
     """least updates per epoch; small sets are repeated (released code: 5)"""
     patience: int = 10
@@ -124,6 +124,7 @@ VARIANTS = {
     "dfc": {"method": "dfc"},
     "lambda0": {"contrastive_weight": 0.0, "datasets": ("retina",)},
     "lambda1": {"contrastive_weight": 1.0, "datasets": ("retina",)},
+    "untrained": {"epochs": 0},
     "full": {},
     "diffusion": {"readout": "diffusion", "reuse": True},
     "unet": {"method": "unet"},
@@ -224,6 +225,8 @@ def train(config: Config) -> None:
         steps_per_epoch = max(config.steps_per_epoch, -(-len(training) // config.batch_size))
         if stopping.state["first_step"] < 0:
             stopping.state["first_step"] = run.step
+        if stopping.epochs == 0:
+            stopping.keep(plain[name])
         while not stopping.finished:
             end = stopping.state["first_step"] + (stopping.state["epoch"] + 1) * steps_per_epoch
             for _, batch in run.batches(training, end):
