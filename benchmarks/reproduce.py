@@ -128,21 +128,6 @@ def announce(paper: dict, plan: Plan, dataset: str, profile: str, minutes: float
     say(f"           files: {relative(root)}")
 
 
-def length_text(result: dict) -> str:
-    """The length curve in plain text: each contrast of the headline at half, full and double length of training."""
-    found = [(name, verdict["lengths"]) for name, verdict in result["verdicts"].items() if "lengths" in verdict]
-    if not found:
-        return ""
-    name, rows = found[0]
-    values = result["lengths"]["values"]
-    settings = [f"{s} {', '.join(str(values[k][s]) for k in ('0.5', '1', '2'))}" for s in result["lengths"]["setting"]]
-    lines = [f"  {name} at half, full and double length of training ({'; '.join(settings)}), {rows[0]['seeds']} seeds"]
-    for row in rows:
-        means = ", ".join(f"{row['means'][key]:+.3g}" for key in ("0.5", "1", "2"))
-        lines.append(f"    {row['compared']}: {means}{' - still moving' if row['moving'] else ''}")
-    return "\n".join(lines)
-
-
 # --- comparison with the ledger, recording ---------------------------------------------------------------
 
 
@@ -184,8 +169,6 @@ def main_one(slug: str, options: Options) -> bool:
     paper = ledger.load_paper(slug)
     if result["results"]:
         say("\n" + table.for_terminal(paper, result))
-        if "lengths" in result:
-            say("\n" + length_text(result))
         limit = limit_of(paper, result["profile"])
         say(f"\n{result['processor_minutes']:.1f} processor minutes" + (f", of at most {limit:g}" if limit else ""))
     path = ledger.result_path(slug, result["dataset"], result["profile"])
