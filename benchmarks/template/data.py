@@ -1,5 +1,6 @@
 """Reads the data set's published layout: DATA/{train,test}/*.npz with `noisy` and `clean`, (H, W) in 0..1."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,23 +8,17 @@ import torch
 from torch.utils.data import Dataset
 
 from shared.errors import InputError
+from shared.readers import Array, read_npz
 
 
 def read_case(path: Path) -> dict[str, np.ndarray]:
     """One case as float32 arrays (H, W).
 
     Raises:
-        InputError: the file is missing, truncated, lacks an array, or holds NaN.
+        InputError: the file is missing, truncated, lacks an array, or holds NaN or intensities far from 0..1.
     """
-    try:
-        with np.load(path) as file:
-            case = {name: file[name].astype(np.float32) for name in ("noisy", "clean")}
-    except Exception as error:
-        raise InputError(f"{path} can't be read as .npz with 'noisy' and 'clean': missing or truncated") from error
-    for name, image in case.items():
-        if image.ndim != 2 or not np.isfinite(image).all():
-            raise InputError(f"{path}: '{name}' must be a finite 2-D image, found shape {image.shape} or NaN")
-    return case
+    image = Array(ndim=2, dtype="float32", least=-1, most=2)  # 0..1 with noise
+    return read_npz(path, {"noisy": image, "clean": replace(image, like="noisy")})
 
 
 class TemplateDataset(Dataset):

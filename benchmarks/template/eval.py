@@ -66,7 +66,7 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
     import torch
 
     from papers.template.data import TemplateDataset
-    from shared.figures import pyplot, save_figure
+    from shared.figures import grid_of_pictures
     from shared.gpu import choose_device
 
     where = choose_device(device)
@@ -77,13 +77,7 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
         with torch.no_grad():
             columns[config.variant] = model(item["noisy"][None].to(where)).cpu()[0, 0]
     columns["truth"] = item["clean"][0]
-    figure, axes = pyplot().subplots(1, len(columns), figsize=(2.2 * len(columns), 2.4))
-    for axis, (name, image) in zip(axes, columns.items()):
-        axis.imshow(image, cmap="gray", vmin=0, vmax=1)
-        axis.set_title(name, fontsize=9)
-        axis.axis("off")
-    figure.tight_layout()
-    save_figure(figure, out)
+    grid_of_pictures([list(columns.values())], list(columns), out, window=(0, 1))
 
 
 def apply(checkpoint: Path, input: Path, output: Path, device: str = "auto") -> None:

@@ -19,7 +19,7 @@ def test_names_that_can_not_be(slug):
 @pytest.mark.slow
 @pytest.mark.xdist_group("scaffold")
 def test_the_scaffold_passes_the_contract(scaffold):
-    tests = ["tests/test_contract.py", "tests/papers/test_scaffold.py"]
+    tests = ["tests/test_contract.py", "tests/test_faults.py", "tests/papers/test_scaffold.py"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
         cwd=scaffold,
