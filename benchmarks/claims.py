@@ -37,10 +37,18 @@ from fnmatch import fnmatch
 import numpy as np
 from scipy import stats
 
-from benchmarks.ledger import claims_for, controls_of, headline, short
+from benchmarks.ledger import (
+    INCONCLUSIVE,
+    NOT_DECIDABLE,
+    NOT_REPRODUCED,
+    NOT_RUN,
+    REPRODUCED,
+    claims_for,
+    controls_of,
+    headline,
+    short,
+)
 
-REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
-NOT_DECIDABLE, NOT_RUN = "not decidable here", "not run in this profile"
 KINDS = ("order", "best", "trend", "contrast", "value", "equal")
 
 

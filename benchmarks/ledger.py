@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 STRONGEST = ("paper", "study", "cpu", "smoke")
 NUMBERS = ("columns", "case_names", "results", "lengths", "curves")
+REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
+NOT_DECIDABLE, NOT_RUN = "not decidable here", "not run in this profile"
 
 
 # --- paper.toml ------------------------------------------------------------------------------------------
@@ -214,7 +216,7 @@ def counts(result: dict) -> tuple[int, int, int]:
     """How many of the paper's claims are reproduced, not reproduced, inconclusive. Controls, what can't be decided and
     what the profile does not run are not counted."""
     words = [found["verdict"] for found in result["verdicts"].values() if not found.get("control")]
-    return words.count("reproduced"), words.count("not reproduced"), words.count("inconclusive")
+    return words.count(REPRODUCED), words.count(NOT_REPRODUCED), words.count(INCONCLUSIVE)
 
 
 def short(value: float) -> float:

@@ -161,14 +161,14 @@ def over_limit(paper: dict, result: dict) -> str | None:
 
 def main_one(slug: str, options: Options) -> bool:
     """One paper with its table; True if every step succeeded and, with `check`, agrees with the ledger."""
-    from benchmarks import table
+    from benchmarks import page, table
 
     result, failures = reproduce(slug, options)
     if options.dry_run:
         return True
     paper = ledger.load_paper(slug)
     if result["results"]:
-        say("\n" + table.for_terminal(paper, result))
+        say("\n" + page.for_terminal(paper, result))
         limit = limit_of(paper, result["profile"])
         say(f"\n{result['processor_minutes']:.1f} processor minutes" + (f", of at most {limit:g}" if limit else ""))
     path = ledger.result_path(slug, result["dataset"], result["profile"])

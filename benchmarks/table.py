@@ -1,4 +1,5 @@
-"""The tables, made from the ledger: README.md (all papers), RESULTS.md (all numbers), each paper's README.
+"""The tables, made from the ledger: README.md (a row per paper and data set), RESULTS.md (a line per claim), and each
+paper's README (all numbers).
 
 python -m benchmarks.table           write them
 python -m benchmarks.table --check   fail if one differs from the ledger, or a result is older than its code
@@ -9,197 +10,53 @@ import sys
 from pathlib import Path
 
 from benchmarks import ledger
-from benchmarks.claims import REPRODUCED
-from benchmarks.ledger import claims_for
+from benchmarks.finding import SIGNS, data_name, digits_of, effect, front_row, sentence
+from benchmarks.page import section
 
 BEGIN, END = "<!-- results: made by `make table`, do not edit -->", "<!-- /results -->"
 
 
-def reported_value(paper: dict, variant: dict, metric: dict) -> float | None:
-    """The paper's own number for a variant and a metric, or None where it gives none.
-
-    A variant's `reported_in` says where its row differs from the metric's: another table, dataset or setting.
-    """
-    if "reported" not in metric or "reported" not in variant:
-        return None
-    source = {**metric["reported"], **variant.get("reported_in", {})}
-    for row in paper.get("result", []):
-        matches = row["method"] == variant["reported"] and row["table"] == source["table"]
-        matches &= source.get("dataset", row.get("dataset")) == row.get("dataset")
-        matches &= source.get("setting", row.get("setting")) == row.get("setting")
-        if matches and source["metric"] in row["metrics"]:
-            return row["metrics"][source["metric"]]
-    return None
-
-
-def dataset_name(result: dict) -> str:
-    return "**stand-in**" if result["standin"] else result["dataset"]
-
-
-def seeds_text(result: dict) -> str:
-    """`3 seeds`, or `3 to 5 seeds` where variants differ."""
-    seeds = result["seeds"]
-    numbers = sorted(set(seeds.values())) if isinstance(seeds, dict) else [seeds]
-    text = " to ".join(str(number) for number in dict.fromkeys([numbers[0], numbers[-1]]))
-    return f"{text} seed{'s' if numbers[-1] > 1 else ''}"
-
-
-def duration(result: dict) -> str:
-    return f"{result['minutes']:.1f} min on {result['device']}"
-
-
-def value_cell(paper: dict, result: dict, variant: dict, metric: dict) -> str:
-    """`ours ± sd (paper's)`; a dash where the variant has no such value."""
-    ours = ledger.mean_of(result, variant["name"], metric["column"], metric.get("cases", "*"))
-    theirs = reported_value(paper, variant, metric)
-    digits = metric.get("digits", 3)
-    cell = "–" if ours is None else f"{ours[0]:.{digits}f} ± {ours[1]:.{digits}f}"
-    return cell if theirs is None else f"{cell} ({theirs:g})"
-
-
-def numbers(paper: dict, result: dict) -> str:
-    """Markdown table of one result: a row per variant, a column per metric, the paper's numbers in brackets."""
-    variants = [variant for variant in paper["variant"] if variant["name"] in result["results"]]
-    arrow = {"lower": "↓", "higher": "↑"}
-    metrics = [
-        metric
-        for metric in paper["metric"]
-        if any(ledger.mean_of(result, v["name"], metric["column"], metric.get("cases", "*")) for v in variants)
-    ]
-    heads = []
-    for metric in metrics:
-        unit = f" [{metric['unit']}]" if metric.get("unit") else ""
-        heads.append(f"{metric['label']}{unit} {arrow[metric['better']]}")
-    lines = ["| variant | " + " | ".join(heads) + " |", "|---" * (len(metrics) + 1) + "|"]
-    for variant in variants:
-        cells = [value_cell(paper, result, variant, metric) for metric in metrics]
-        lines.append(f"| {variant['label']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def evidence_text(verdict: dict) -> str:
-    """The contrasts of a verdict with their intervals, in one cell."""
-    parts = []
-    for row in verdict["evidence"]:
-        interval = "" if row["low"] is None else f" [{row['low']:.3g}, {row['high']:.3g}]"
-        parts.append(f"{row['compared']}: {row['mean']:+.3g}{interval}")
-    if verdict.get("reason"):
-        parts.append(verdict["reason"])
-    return "; ".join(parts)
-
-
-def claims_table(paper: dict, result: dict) -> str:
-    """Markdown table of the claims that speak about a result's data set, with verdict and evidence."""
-    lines = [
-        "| claim | the paper | verdict | evidence (predicted: positive), 95 % interval |",
-        "|---|---|---|---|",
-    ]
-    for claim in claims_for(paper, result["dataset"]):
-        verdict = result["verdicts"].get(claim["id"], {"verdict": "not checked", "evidence": []})
-        lines.append(
-            f"| **{claim['id']}** {claim['text']} | {claim.get('reported', '–')} "
-            f"| {verdict['verdict']} | {evidence_text(verdict)} |"
-        )
-    return "\n".join(lines)
-
-
-def provenance(paper: dict, result: dict) -> str:
-    """One sentence on how a result was made."""
-    text = (
-        f"Data set {dataset_name(result)}, {result['cases']} test cases, profile `{result['profile']}`, "
-        f"{seeds_text(result)}, {duration(result)}, "
-        f"peak memory {result['memory_mb'] / 1024:.1f} GiB, torch {result['versions']['torch']}, {result['date']}."
-    )
-    if result["code"] != ledger.digest_of_paper(paper["slug"], result["standin"]):
-        text += " Measured with an earlier version of the code."
-    if result["overrides"]:
-        changed = ", ".join(f"`{name}={value}`" for name, value in result["overrides"].items())
-        text += f" Changed from the profile: {changed}."
-    return text
-
-
-def section(paper: dict, result: dict) -> str:
-    """Everything about one result: provenance, numbers, claims."""
-    legend = "Mean ± standard deviation over the test cases; in brackets the paper's number on its own data."
-    parts = [provenance(paper, result)]
-    if result["standin"]:
-        parts.append(f"The stand-in: {paper['standin'].strip()}")
-    return "\n\n".join([*parts, legend, numbers(paper, result), claims_table(paper, result)])
-
-
-def for_terminal(paper: dict, result: dict) -> str:
-    """The end of `make reproduce`: numbers and verdicts in plain text."""
-    lines = [f"{paper['name']} on {result['dataset']} ({result['cases']} test cases, {seeds_text(result)}), "]
-    lines[0] += f"{duration(result)}; in brackets the paper's numbers, on its own data"
-    variants = [variant for variant in paper["variant"] if variant["name"] in result["results"]]
-    width = max(len(variant["label"]) for variant in variants) + 2
-    for metric in paper["metric"]:
-        cells = [(v["label"], value_cell(paper, result, v, metric)) for v in variants]
-        if all(cell.startswith("–") for _, cell in cells):
-            continue
-        unit = f" [{metric['unit']}]" if metric.get("unit") else ""
-        lines.append(f"\n  {metric['label']}{unit}, {metric['better']} is better")
-        lines += [f"    {label:{width}s} {cell}" for label, cell in cells]
-    lines.append("\n  Claims")
-    for claim in claims_for(paper, result["dataset"]):
-        verdict = result["verdicts"][claim["id"]]
-        lines.append(f"    {claim['id']:4s} {verdict['verdict'].upper():15s} {claim['text']}")
-        lines.append(f"         the paper: {claim.get('reported', '–')}")
-        lines += [f"         {part}" for part in evidence_text(verdict).split("; ") if part]
-    if result["standin"]:
-        lines.append("\n  This is a stand-in, not the paper's data. " + " ".join(paper["standin"].split()))
-    return "\n".join(lines)
-
-
-def verdict_counts(verdicts: dict[str, str]) -> str:
-    return f"{list(verdicts.values()).count(REPRODUCED)} of {len(verdicts)}"
-
-
-def compact() -> str:
-    """The table of all papers: a row per result in the ledger."""
-    head = "| paper | task | data set | headline: ours (paper's) | claims reproduced | measured |"
-    lines = [head, "|---" * 6 + "|"]
+def front_table() -> str:
+    """The table of all papers: a row per data set with the strongest profile there is; under it a sentence for each."""
+    heads = ["paper", "data", "headline metric", "baseline → proposed", "better by [95 %]", "✓ ✗ ○", "profile", "date"]
+    lines, findings = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"], []
     for slug in ledger.slugs():
         paper = ledger.load_paper(slug)
-        proposed = next(variant for variant in paper["variant"] if variant["role"] == "proposed")
         link = f"[{paper['name']}](papers/{slug}/README.md)"
-        rows = ledger.results_of(slug)
-        for result in rows:
-            metrics = [
-                metric
-                for metric in paper["metric"]
-                if ledger.mean_of(result, proposed["name"], metric["column"], metric.get("cases", "*"))
-            ]
-            headline = "–"
-            if metrics:
-                unit = f" {metrics[0]['unit']}" if metrics[0].get("unit") else ""
-                headline = f"{metrics[0]['label']}{unit} {value_cell(paper, result, proposed, metrics[0])}"
-            found = {name: v["verdict"] for name, v in result["verdicts"].items() if not v.get("control")}
-            verdicts = ", ".join(f"{name} {verdict}" for name, verdict in found.items())
-            lines.append(
-                f"| {link} | {paper['task']} | {dataset_name(result)} | {headline} "
-                f"| {verdict_counts(found)}: {verdicts} | {result['profile']}, {duration(result)} |"
-            )
-        if not rows:
-            lines.append(f"| {link} | {paper['task']} | – | – | not run | – |")
-    return "\n".join(lines)
+        results = ledger.strongest(ledger.results_of(slug))
+        for result in results:
+            lines.append(f"| {' | '.join([link, *front_row(paper, result)])} |")
+            findings.append(f"* {sentence(paper, result)}")
+        if not results:
+            lines.append(f"| {link} | not run |" + " – |" * (len(heads) - 2))
+    return "\n".join([*lines, "", *findings])
 
 
 def results_md() -> str:
-    """RESULTS.md: every number of every result."""
+    """RESULTS.md: a line per claim."""
     parts = [
-        "# All results",
-        "Made from the ledger in `benchmarks/results/` by `make table`. How a verdict is reached: "
-        "`benchmarks/claims.py`. A stand-in is simulated data in the layout of the real data set: its "
-        "numbers are not comparable with the paper's, its orders and trends are what the claims test.",
+        "# Every claim",
+        "Made from the ledger in `benchmarks/results/` by `make table`, from the strongest profile there is on each "
+        "data set; all numbers are in the papers' pages. ✓ reproduced, ✗ not reproduced, ○ inconclusive; – does not "
+        "count: not decidable on this data, not run in this profile, or a control. The effect is the difference that "
+        "the paper predicts to be positive, with its 95 % interval. A stand-in is simulated data in the layout of the "
+        "real data set.",
     ]
     for slug in ledger.slugs():
         paper = ledger.load_paper(slug)
-        for result in ledger.results_of(slug):
-            parts += [
-                f"## {paper['name']}: {dataset_name(result)}, profile {result['profile']}",
-                section(paper, result),
-            ]
+        for result in ledger.strongest(ledger.heads_of(slug)):
+            title = f"## [{paper['name']}](papers/{slug}/README.md), {data_name(result)}, {result['profile']}"
+            lines = ["| | claim | effect |", "|---|---|---|"]
+            for claim in ledger.claims_for(paper, result["dataset"]):
+                found = result["verdicts"].get(claim["id"], {"verdict": "not checked", "evidence": []})
+                sign = "–" if found.get("control") else SIGNS.get(found["verdict"], "–")
+                shown = "; ".join(effect(row, digits_of(paper, claim)) for row in found["evidence"]) or found.get(
+                    "reason", "–"
+                )
+                if sign == "–":
+                    shown = f"{'control, ' if found.get('control') else ''}{found['verdict']}: {shown}"
+                lines.append(f"| {sign} | {claim['id']} {claim['text']} | {shown} |")
+            parts += [title, "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -218,13 +75,13 @@ def between_markers(text: str, content: str, path: Path) -> str:
 def all_tables() -> dict[Path, str]:
     """The text that each file with a table should have."""
     readme = ledger.ROOT / "README.md"
-    texts = {readme: between_markers(readme.read_text("utf-8"), compact(), readme)}
+    texts = {readme: between_markers(readme.read_text("utf-8"), front_table(), readme)}
     texts[ledger.ROOT / "RESULTS.md"] = results_md()
     for slug in ledger.slugs():
         path = ledger.ROOT / "papers" / slug / "README.md"
         paper = ledger.load_paper(slug)
         results = ledger.results_of(slug)
-        blocks = [f"### {dataset_name(r)}, profile {r['profile']}\n\n{section(paper, r)}" for r in results]
+        blocks = [f"### {data_name(r)}, profile {r['profile']}\n\n{section(paper, r)}" for r in results]
         pictures = [picture_of(slug, result) for result in results]
         blocks = [f"{block}{picture}" for block, picture in zip(blocks, pictures)]
         texts[path] = between_markers(path.read_text("utf-8"), "\n\n".join(blocks) or "No result yet.", path)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import claims, ledger, table
+from benchmarks import claims, finding, ledger
 from tests.conftest import proposed
 from tests.damage import put_nan, truncate
 from tests.smoke import smoke_config, train_in_processes, train_variant
@@ -83,11 +83,11 @@ def test_paper_toml(slug):
     for metric in paper["metric"]:
         assert metric["better"] in ("lower", "higher") and metric["label"]
         if "reported" in metric:
-            values = [table.reported_value(paper, variant, metric) for variant in paper["variant"]]
+            values = [finding.reported_value(paper, variant, metric) for variant in paper["variant"]]
             assert any(value is not None for value in values), f"no number of the paper for {metric}"
     for variant in paper["variant"]:
         if "reported" in variant:
-            values = [table.reported_value(paper, variant, metric) for metric in paper["metric"]]
+            values = [finding.reported_value(paper, variant, metric) for metric in paper["metric"]]
             assert any(value is not None for value in values), f"no number of the paper for {variant}"
     assert paper["claim"], "a paper without claims can't be reproduced"
     assert len({claim["id"] for claim in paper["claim"]}) == len(paper["claim"])
