@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import ledger
+from benchmarks.checkout import need_checkout
 from shared.cli import run_main
 from shared.errors import InputError
 
@@ -59,6 +60,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def run() -> None:
         slug = tyro.cli(Options, args=argv).slug
+        need_checkout()
         create(slug)
         print(TO_DO.format(slug=slug))
 

@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 from benchmarks import ledger
+from benchmarks.checkout import need_checkout
 from benchmarks.finding import SIGNS, data_name, digits_of, effect, front_row, sentence
 from benchmarks.page import section
+from shared.cli import run_main
 
 BEGIN, END = "<!-- results: made by `make table`, do not edit -->", "<!-- /results -->"
 
@@ -149,7 +151,13 @@ def renew_verdicts() -> None:
                 ledger.write_result({**result, "verdicts": verdicts}, path)
 
 
-def main() -> None:
+def run() -> None:
+    """What the command line asks for.
+
+    Raises:
+        InputError: this is no checkout of the repository.
+    """
+    need_checkout()
     if "--verdicts" in sys.argv[1:]:
         renew_verdicts()
     if "--check" in sys.argv[1:]:
@@ -162,6 +170,10 @@ def main() -> None:
         print(f"## {result['slug']}\n\n{section(ledger.load_paper(result['slug']), result)}")
         return
     write_all()
+
+
+def main() -> None:
+    run_main(run)
 
 
 if __name__ == "__main__":

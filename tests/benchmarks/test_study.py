@@ -52,7 +52,7 @@ def test_what_is_planned_and_found_is_printed(studied):
     assert "profile study, 9 trainings" in studied
     assert "shallow, full: 2 seeds" in studied and "input: 1 seed\n" in studied
     assert "length curve of C1: shallow, full at half and double steps" in studied
-    assert "processor minutes, of at most 60" in studied
+    assert "processor minutes, of at most 60" in studied and "Length of training" in studied
 
 
 def test_lengths_lie_in_folders_of_their_own(root, studied):

@@ -53,7 +53,9 @@ def test_papers_work_outside_of_a_checkout(installed, tmp_path):
     assert done.returncode == 0 and "--variant" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("command", ["reproduce --paper {slug} --profile smoke", "data --paper {slug}"])
+@pytest.mark.parametrize(
+    "command", ["reproduce --paper {slug} --profile smoke", "data --paper {slug}", "table", "new --slug fresh"]
+)
 def test_commands_that_need_a_checkout_say_so(installed, tmp_path, command):
     name, *arguments = command.format(slug=ledger.slugs()[0]).split()
     done = run(installed, tmp_path, f"benchmarks.{name}", *arguments)
