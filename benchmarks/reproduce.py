@@ -82,10 +82,8 @@ def reproduce(slug: str, options: Options) -> tuple[dict, list[str]]:
     overrides = parse_overrides(options.set, importlib.import_module(f"papers.{slug}.train").Config)
     plan = make_plan(paper, options.profile, dataset, standin, options.variants, options.seeds, options.lengths)
     root = ledger.ROOT / "runs" / slug / f"{dataset}-{options.profile}"
-    before = {}
-    recorded = ledger.result_path(slug, dataset, options.profile)
-    if recorded.exists():
-        before = ledger.read_result(recorded)
+    before = recorded_head(slug, dataset, options.profile)
+    seconds = (before or recorded_head(slug, "standin", "cpu")).get("seconds_per_run", {})
     runs = len(plan.trainings())
     on_cpu = options.device == "cpu" or "CPU" in machine.describe_device(options.device)
     parallel = options.parallel or (min(machine.cores(), 4, runs) if on_cpu else 1)
@@ -98,7 +96,7 @@ def reproduce(slug: str, options: Options) -> tuple[dict, list[str]]:
         steps = Steps(["torch", "torch._dynamo", *modules, "benchmarks.reproduce"], parallel)
         data = make_standin(slug, options.profile, steps) if standin else real_data(folder)
         setup = Setup(slug, options.profile, root, data, options.device, overrides, plan, steps)
-        used, failed = run_all(setup, parallel, before.get("seconds_per_run", {}))
+        used, failed = run_all(setup, parallel, seconds)
         failures = [f"{training.label}: {why}" for training, why in failed.items()]
         drawn = draw_panel(setup, paper)
         if drawn:
@@ -108,6 +106,12 @@ def reproduce(slug: str, options: Options) -> tuple[dict, list[str]]:
             remove(root / "result.json")
             ledger.write_result(result, root / "result.json")
     return result, failures
+
+
+def recorded_head(slug: str, dataset: str, profile: str) -> dict:
+    """What the ledger says of a result, without its numbers; empty where there is none."""
+    path = ledger.result_path(slug, dataset, profile)
+    return ledger.read_head(path) if path.exists() else {}
 
 
 def announce(paper: dict, plan: Plan, dataset: str, profile: str, minutes: float | None, root: Path) -> None:
