@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from benchmarks import data, fingerprint, outcome, plan, settings, steps
+from benchmarks import data, fingerprint, ledger, outcome, plan, settings, steps
 from benchmarks.reproduce import differences
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("scaffold")]
@@ -38,7 +38,7 @@ def run(root, *arguments):
 
 
 def result_of(root, name="standin-smoke") -> dict:
-    return json.loads((root / "runs" / "scaffold" / name / "result.json").read_text("utf-8"))
+    return ledger.read_result(root / "runs" / "scaffold" / name / "result.json")
 
 
 @pytest.fixture(scope="module")
