@@ -49,7 +49,7 @@ def train(config: Config) -> None:
 
     dataset = TemplateDataset(config.data, "train")
     run = gpu.Run(config, paper="template")
-    model = run.prepare(build_model(config))
+    model = run.prepare(gpu.initialise_by_name(build_model(config), config.seed))
     parameters = list(model.parameters())
     optimizer = torch.optim.Adam(parameters or [torch.zeros(1)], lr=config.lr, fused=True)
     run.restore(optimizer=optimizer)
