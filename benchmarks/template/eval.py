@@ -7,28 +7,20 @@ python -m papers.template.eval apply --checkpoint RUN/checkpoint.pt --input case
 from pathlib import Path
 
 from shared.cli import commands
+from shared.files import refuse_overwriting_inputs, write_atomically, write_csv
+from shared.finite import finite
 
 
-def load(checkpoint: Path, device):
+def model_of(checkpoint: Path, device):
     """The trained network of a checkpoint in evaluation mode, and its configuration.
 
     Raises:
-        InputError: no checkpoint of this paper.
+        InputError: no checkpoint of this paper, or one that does not fit its code.
     """
     from papers.template.train import Config, build_model
     from shared.checkpoints import load_model
 
     return load_model(checkpoint, "template", Config, build_model, device)
-
-
-def denoise(model, noisy, device, what: str):
-    """(H, W) noisy -> (H, W) denoised, on the CPU; `what` names it where the result is not finite."""
-    import torch
-
-    from shared.finite import finite
-
-    with torch.no_grad():
-        return finite(model(noisy[None, None].to(device))[0, 0].cpu(), what)
 
 
 def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> None:
@@ -40,18 +32,21 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> N
         out: folder for metrics.csv.
         device: auto, cpu, cuda, ...
     """
+    import torch
+
     from papers.template.data import TemplateDataset
-    from shared.files import write_csv
     from shared.gpu import choose_device
     from shared.metrics import psnr
 
     where = choose_device(device)
-    model, _ = load(checkpoint, where)
+    model, _ = model_of(checkpoint, where)
     rows = []
-    for item in TemplateDataset(data, "test"):
-        prediction = denoise(model, item["noisy"][0], where, f"the image of case {item['case']}")
-        value = psnr(prediction[None, None], item["clean"][None], data_range=1.0).item()
-        rows.append({"case": item["case"], "psnr": value})
+    with torch.no_grad():
+        for item in TemplateDataset(data, "test"):
+            prediction = finite(model(item["noisy"][None].to(where)).cpu(), f"the denoised image of {item['case']}")
+            value = psnr(prediction, item["clean"][None], data_range=1.0).item()
+            rows.append({"case": item["case"], "psnr": value})
+
     write_csv(Path(out) / "metrics.csv", rows)
 
 
@@ -65,6 +60,8 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
         device: auto, cpu, cuda, ...
         case: number of the test case.
     """
+    import torch
+
     from papers.template.data import TemplateDataset
     from shared.figures import grid_of_pictures
     from shared.gpu import choose_device
@@ -73,8 +70,9 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
     item = TemplateDataset(data, "test")[case]
     columns = {"input": item["noisy"][0]}
     for path in checkpoints:
-        model, config = load(path, where)
-        columns[config.variant] = denoise(model, item["noisy"][0], where, f"the image of {config.variant}")
+        model, config = model_of(path, where)
+        with torch.no_grad():
+            columns[config.variant] = model(item["noisy"][None].to(where)).cpu()[0, 0]
     columns["truth"] = item["clean"][0]
     grid_of_pictures([list(columns.values())], list(columns), out, window=(0, 1))
 
@@ -92,13 +90,15 @@ def apply(checkpoint: Path, input: Path, output: Path, device: str = "auto") -> 
     import torch
 
     from papers.template.data import read_case
-    from shared.files import write_atomically
     from shared.gpu import choose_device
 
     where = choose_device(device)
+    refuse_overwriting_inputs(output, input, checkpoint)
     noisy = read_case(Path(input))["noisy"]
-    model, _ = load(checkpoint, where)
-    clean = denoise(model, torch.from_numpy(noisy), where, f"the denoised {input}").numpy()
+    model, _ = model_of(checkpoint, where)
+    with torch.no_grad():
+        clean = model(torch.from_numpy(noisy)[None, None].to(where))[0, 0].cpu().numpy()
+    finite(clean, f"the denoised image of {input}")
 
     def write(path: Path) -> None:
         with path.open("wb") as file:
