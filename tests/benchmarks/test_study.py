@@ -23,11 +23,15 @@ seeds = 1
 """
 
 
+def copy_of(scaffold, root):
+    shutil.copytree(scaffold, root, ignore=shutil.ignore_patterns("runs", "data", "__pycache__"))
+    return root
+
+
 @pytest.fixture(scope="module")
 def root(scaffold, tmp_path_factory):
     """A scaffold whose study is two seeds of four updates."""
-    root = tmp_path_factory.mktemp("study") / "repository"
-    shutil.copytree(scaffold, root, ignore=shutil.ignore_patterns("runs", "data", "__pycache__"))
+    root = copy_of(scaffold, tmp_path_factory.mktemp("study") / "repository")
     folder = root / "papers" / "scaffold"
     toml, train = folder / "paper.toml", folder / "train.py"
     text = re.sub(r"(?ms)^\[(profiles\.study|study)\].*?(?=^\[)", "", toml.read_text("utf-8"))
@@ -123,3 +127,31 @@ def test_recorded_and_compared_with_the_ledger(root, studied):
     ledger.write_result(result, recorded)
     done = run(root, "--profile", "study", "--check")
     assert done.returncode == 1 and "failed: full psnr" in done.stdout
+
+
+def test_an_effect_that_vanishes_with_training_is_still_moving(scaffold, tmp_path):
+    """A made-up paper: its baseline is the same network, only slower, so that it catches up."""
+    root = copy_of(scaffold, tmp_path / "repository")
+    train = root / "papers" / "scaffold" / "train.py"
+    text = train.read_text("utf-8")
+    slower = text.replace('"shallow": {"depth": 0}', '"shallow": {"lr": 2e-3}')
+    slower = re.sub(
+        r'"study": \{.*\}', '"study": {"width": 8, "depth": 1, "steps": 40, "batch_size": 4, "lr": 1e-2}', slower
+    )
+    assert slower.count('"lr": ') == 2
+    train.write_text(slower, "utf-8")
+    toml = root / "papers" / "scaffold" / "paper.toml"
+    text = re.sub(r"(?m)^seeds_of = .*", "seeds_of = { input = 1, mean = 1 }", toml.read_text("utf-8"))
+    toml.write_text(text.replace('requires = ["C0"]', ""), "utf-8")
+    generator = root / "benchmarks" / "standins" / "scaffold.py"
+    generator.write_text(generator.read_text("utf-8").replace('"study": (64, 24)', '"study": (8, 6)'), "utf-8")
+    done = run(root, "--profile", "study")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = result_of(root, "standin-study")["verdicts"]["C1"]
+    (row,) = found["evidence"]
+    (curve,) = found["lengths"]
+    print(row, curve)
+    assert row["verdict"] == "reproduced", "without the length curve it would pass for an effect"
+    assert found["verdict"] == "inconclusive" and "still moving with training" in found["reason"]
+    assert curve["moving"] and curve["means"]["0.5"] > curve["means"]["1"] > curve["means"]["2"]
+    assert "it still moves" in done.stdout and "C1 is inconclusive" in done.stdout
