@@ -1,7 +1,6 @@
 """The runner, on the scaffold paper: killed and started again, one variant failing, the ledger guarded."""
 
 import doctest
-import json
 import os
 import shutil
 import signal
