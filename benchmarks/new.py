@@ -18,13 +18,14 @@ TEMPLATE = Path(__file__).resolve().parent / "template"
 TO_DO = """\
 Created papers/{slug}/, benchmarks/standins/{slug}.py and tests/papers/test_{slug}.py: a small denoiser that
 passes the contract. Now make it the paper, in this order:
-  1. papers/{slug}/paper.toml          citation, reported numbers, variants, metrics, claims
+  1. papers/{slug}/paper.toml          citation, reported numbers, variants, metrics, claims, what each profile runs
   2. benchmarks/standins/{slug}.py     a stand-in in the real data set's layout, on the shared simulators
   3. papers/{slug}/data.py             read that layout
   4. papers/{slug}/model.py            the method, and tests of its mathematics
   5. papers/{slug}/train.py, eval.py   configuration, profiles, variants, loop; metrics, panel, apply
   6. papers/{slug}/README.md           part table, deviations and choices, errata
-  7. make reproduce PAPER={slug} RECORD=1, and look at the panel"""
+  7. a pilot for the length of the study (CONTRIBUTING.md), then
+     make reproduce PAPER={slug} RECORD=1, the same with PROFILE=study, and look at the panels"""
 
 
 @dataclass

@@ -1,6 +1,8 @@
 """Files that are whole or not there: nothing that was begun and not finished is left under its final name."""
 
+import contextlib
 import csv
+import errno
 import os
 import shutil
 from collections import Counter
@@ -12,15 +14,35 @@ from shared.errors import InputError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary_path)` and rename the result to `path`; a failure leaves `path` as it was."""
+    """Call `write(temporary_path)` and rename the result to `path`; a failure leaves `path` as it was.
+
+    Raises:
+        OSError: the disk is full, the folder can't be written, `path` is a folder, ...; it names `path`.
+    """
     path = Path(path)
+    if path.is_dir():  # before the work, where os.replace would say it after
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with naming(path, temporary):
+        try:
+            write(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """An `OSError` in the block says that it happened to `path`: those of a write name no file, or `temporary`."""
     try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        named = error.filename
+        if named is not None and (temporary is None or Path(os.fsdecode(named)) != temporary):
+            raise
+        number = error.errno or errno.EIO
+        raise OSError(number, error.strerror or str(error), str(path)) from error
 
 
 def write_csv(path: Path, rows: Sequence[dict], columns: Sequence[str] | None = None) -> None:
@@ -69,8 +91,9 @@ def complete_or_absent(folder: Path) -> Iterator[Path]:
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        yield unfinished
-        os.replace(unfinished, folder)
+        with naming(folder):
+            yield unfinished
+            os.replace(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -79,10 +102,10 @@ def complete_or_absent(folder: Path) -> Iterator[Path]:
 
 
 def refuse_overwriting_inputs(output: Path, *inputs: Path | None) -> None:
-    """An output must not be one of the inputs, hold one of them, or be a file that is there in an input folder.
+    """An output must be neither one of the inputs nor a file in a folder that is an input.
 
     Args:
-        output: to be written.
+        output: to be written, a file or a folder.
         *inputs: files and folders that are read; None stands for one that was not given.
 
     Raises:
@@ -92,13 +115,25 @@ def refuse_overwriting_inputs(output: Path, *inputs: Path | None) -> None:
     target = output.resolve()
     for given in (Path(given) for given in inputs if given is not None):
         source = given.resolve()
-        same = source == target or (given.exists() and output.exists() and os.path.samefile(given, output))
-        if same:
+        if source == target or (given.exists() and output.exists() and os.path.samefile(given, output)):
             raise InputError(f"{output} is the input itself: choose another name for the output")
-        if source.is_relative_to(target):
-            raise InputError(f"{output} is a folder that holds the input {given}: choose another name for the output")
-        if target.is_relative_to(source) and target.exists():
+        if target.is_relative_to(source) and target.is_file():
             raise InputError(f"{output} is a file of the input {given}: choose another name for the output")
+
+
+def refuse_unwritable(path: Path) -> None:
+    """A file or folder that is to be written later: whether the nearest folder that is there can be written.
+
+    Raises:
+        OSError: it is a file, this process has no permission, the name is too long, ...
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.lstat(path)
+    above = next(parent for parent in Path(path).absolute().parents if os.path.lexists(parent))
+    if not above.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(above))
 
 
 def inside(root: Path, relative: str) -> Path:

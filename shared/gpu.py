@@ -39,17 +39,29 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from shared.checkpoints import load_checkpoint, load_weights, save_checkpoint
-from shared.cli import MAY_CHANGE_ON_RESUME, RunConfig, config_to_dict
+from shared.checkpoints import (
+    fitting,
+    load_all_weights,
+    load_checkpoint,
+    load_config,
+    misfit,
+    misfit_of_moments,
+    name_of_nan,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+)
+from shared.cli import MAY_CHANGE_ON_RESUME, RunConfig, check_settings, config_to_dict
 from shared.distributed import synchronise_batch_norm
 from shared.errors import InputError
-from shared.files import write_atomically
+from shared.files import refuse_overwriting_inputs, write_atomically
+from shared.locks import Lock
 from shared.sampling import SeededSamples, StepSampler
-from shared.training_log import append_to_log, truncate_log
+from shared.training_log import TrainingLog
 
 
 class TrainingStopped(RuntimeError):
-    """The run can't go on, and the last good checkpoint was kept: a loss that is not finite."""
+    """The run can't go on, and the last good checkpoint was kept: a loss or weights that are not finite."""
 
 
 # --- device, precision, seeds ----------------------------------------------------------------------------
@@ -148,27 +160,6 @@ def to_device(batch, device: torch.device):
     return batch
 
 
-def _rng_state(device: torch.device) -> dict:
-    numpy_state = np.random.get_state()
-    state = {
-        "torch": torch.get_rng_state(),
-        "numpy": [numpy_state[0], torch.from_numpy(numpy_state[1].astype(np.int64)), *numpy_state[2:]],
-        "python": list(random.getstate()[1]),
-    }
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_rng_state(state: dict, device: torch.device) -> None:
-    torch.set_rng_state(state["torch"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    random.setstate((3, tuple(state["python"]), None))
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
-
-
 # --- the run ---------------------------------------------------------------------------------------------
 
 
@@ -180,11 +171,13 @@ class Run:
         paper: slug, written into the checkpoint and checked when one is read.
 
     Raises:
-        InputError: the device is not there, the folder holds a run with other settings, or the batch
-            can't be divided over processes and accumulation steps.
+        InputError: the device is not there, a setting is out of range, the batch can't be divided over
+            processes and accumulation steps, or the folder is in use by another training, holds a checkpoint
+            (and neither `resume` nor `overwrite` is set) or is the data set itself.
     """
 
     def __init__(self, config: RunConfig, paper: str):
+        check_settings(config)
         self.config, self.paper, self.out = config, paper, Path(config.out)
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.device = choose_device(config.device, int(os.environ.get("LOCAL_RANK", 0)))
@@ -210,8 +203,8 @@ class Run:
         self._micro = 0
         self._interrupted = False
         self._seeded = False
-        if not config.resume and self.rank == 0:
-            self._clear_folder()
+        self._log = TrainingLog(self.out / "log.csv")
+        self._take_folder()
 
     @property
     def checkpoint_path(self) -> Path:
@@ -222,8 +215,25 @@ class Run:
         """True in the one process that writes files and prints."""
         return self.rank == 0
 
+    def _take_folder(self) -> None:
+        refuse_overwriting_inputs(self.out, self.config.data)
+        anew = not self.config.resume
+        if anew:
+            refuse_overwriting_inputs(self.checkpoint_path, self.config.init)
+        if anew and not self.config.overwrite and self.checkpoint_path.exists():
+            raise InputError(
+                f"{self.checkpoint_path} is there already: go on from it with --resume, start anew and lose it with "
+                "--overwrite, or choose another --out"
+            )
+        if self.is_main:
+            self._lock = Lock(
+                self.out / ".lock",
+                f"{self.out} is in use by another training: wait for it, stop it, or choose another --out",
+            )
+            if anew:
+                self._clear_folder()
+
     def _clear_folder(self) -> None:
-        self.out.mkdir(parents=True, exist_ok=True)
         for name in ("checkpoint.pt", "log.csv"):
             (self.out / name).unlink(missing_ok=True)
         text = json.dumps(config_to_dict(self.config), indent=2)
@@ -262,10 +272,11 @@ class Run:
         """
         self._objects = objects
         if not self.config.resume or not self.checkpoint_path.exists():
-            if self.config.resume and self.rank == 0:
+            if self.config.resume and self.is_main:
                 self._clear_folder()
             return 0
         content = load_checkpoint(self.checkpoint_path, self.paper)
+        load_config(content, type(self.config), self.checkpoint_path)
         now = config_to_dict(self.config)
         changed = [
             f"{name} was {content['config'].get(name)!r} and is now {value!r}"
@@ -274,23 +285,41 @@ class Run:
         ]
         if changed:
             raise InputError(f"{self.checkpoint_path}: can't resume with other settings: {'; '.join(changed)}")
-        for model, state in zip(self.models, content["models"], strict=True):
-            load_weights(model, state, self.checkpoint_path)
-        for name, item in objects.items():
-            item.load_state_dict(content["objects"][name])
-        self.scaler.load_state_dict(content["scaler"])
-        if len(content["rng"]) == self.world:
-            _set_rng_state(content["rng"][self.rank], self.device)
-            self._seeded = True
+        load_all_weights(self.models, content["models"], self.checkpoint_path)
+        with fitting(self.checkpoint_path):
+            self._restore_objects(content)
+            if len(content["rng"]) == self.world:
+                set_rng_state(content["rng"][self.rank], self.device)
+                self._seeded = True
         self.step = content["step"]
         if self.is_main:
-            truncate_log(self.out / "log.csv", self.step)
+            self._log.keep(self.step)
         return self.step
 
+    def _restore_objects(self, content: dict) -> None:
+        """Optimizers, schedulers and what else was registered; anything that does not fit is a ValueError."""
+        for name, item in self._objects.items():
+            state = content["objects"][name]
+            found = None
+            if isinstance(item, torch.optim.Optimizer):
+                found = misfit(item.state_dict()["param_groups"], state["param_groups"])
+                found = found or misfit_of_moments(item, state)
+            elif isinstance(item, nn.Module | torch.optim.lr_scheduler.LRScheduler):
+                found = misfit(item.state_dict(), state)
+            if found:
+                raise ValueError(f"{name}: {found}")
+            item.load_state_dict(state)
+        if found := misfit(self.scaler.state_dict(), content["scaler"]):
+            raise ValueError(f"scaler: {found}")
+        self.scaler.load_state_dict(content["scaler"])
+
     def save(self) -> None:
-        """Write the checkpoint, after making sure that every loss up to here was finite."""
+        """Write the checkpoint, after making sure that every loss up to here and the weights are finite."""
         self._flush_log()
-        rng = [_rng_state(self.device)]
+        name = name_of_nan([model.state_dict() for model in self.models])
+        if name is not None:
+            raise TrainingStopped(f"the weights {name} became nan by step {self.step}; {self._what_is_kept()}")
+        rng = [rng_state(self.device)]
         if self.world > 1:
             gathered = [None] * self.world
             dist.all_gather_object(gathered, rng[0])
@@ -326,7 +355,7 @@ class Run:
 
         config = self.config
         if not self._seeded:  # so that variants with other weights draw the same numbers in the loop
-            seed_everything(stable_seed(config.seed, "loop"))
+            seed_everything(stable_seed(config.seed, "loop", self.step))
             self._seeded = True
         sampler = StepSampler(
             len(dataset),
@@ -388,7 +417,7 @@ class Run:
             self.save()
             self._saved_at = time.monotonic()
         if stop:
-            raise KeyboardInterrupt(f"stopped after step {self.step}; go on with --resume --out {self.out}")
+            raise KeyboardInterrupt(f"stopped after step {self.step}, and {self.checkpoint_path} is written")
 
     @contextlib.contextmanager
     def _interruptible(self):
@@ -457,14 +486,16 @@ class Run:
                 values = dict(zip(values, stacked / self.world))
             written.append({"step": row["step"], **{key: value.item() for key, value in values.items()}})
         if self.is_main and written:
-            append_to_log(self.out / "log.csv", written)
+            self._log.append(written)
         for row in written:
             for key, value in row.items():
                 if not math.isfinite(value):
-                    kept = f"the checkpoint {self.checkpoint_path} of an earlier step is kept"
-                    if not self.checkpoint_path.exists():
-                        kept = "no checkpoint had been written yet"
-                    raise TrainingStopped(f"{key} became {value} at step {row['step']}; {kept}")
+                    raise TrainingStopped(f"{key} became {value} at step {row['step']}; {self._what_is_kept()}")
         if not written:
             return ""
         return ", ".join(f"{key} {value:.4g}" for key, value in written[-1].items() if key != "step")
+
+    def _what_is_kept(self) -> str:
+        if self.checkpoint_path.exists():
+            return f"the checkpoint {self.checkpoint_path} of an earlier step is kept"
+        return "no checkpoint had been written yet"

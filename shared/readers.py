@@ -162,45 +162,42 @@ def _check_values(path: Path, name: str, wanted: Array, array: np.ndarray) -> np
     """The array in the type that was asked for, in the machine's byte order, contiguous and writable."""
     if wanted.text:
         return array
-    floating = array.dtype.kind == "f"
-    if floating and not (finite := np.isfinite(array)).all():
-        if wanted.finite or wanted.whole:
-            count = int(array.size - np.count_nonzero(finite))
-            raise InputError(f"{path}: '{name}' holds NaN or infinite values ({count} of {array.size})")
-    if wanted.whole and floating:
-        if not (array == np.floor(array)).all():
-            value = array[array != np.floor(array)].flat[0]
-            raise InputError(f"{path}: '{name}' must hold whole numbers, found {value:g}")
-        if np.abs(array).max() >= 2.0**63:
-            raise InputError(f"{path}: '{name}' holds {np.abs(array).max():g}, too large for a whole number of 64 bits")
-        array = array.astype(np.int64)
-    if wanted.least is not None or wanted.most is not None:
-        numbers = array[np.isfinite(array)] if floating else array
-        low, high = (numbers.min(), numbers.max()) if numbers.size else (0, 0)
-        if wanted.least is not None and low < wanted.least or wanted.most is not None and high > wanted.most:
-            value = float(low if wanted.least is not None and low < wanted.least else high)
-            raise InputError(f"{path}: '{name}' holds {value:g}, expected values {_between(wanted)}")
+    what, floating = f"{path}: '{name}'", array.dtype.kind == "f"
     native = np.dtype(np.float64) if floating and array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
     target = native if wanted.dtype is None else np.dtype(wanted.dtype)
+    whole = wanted.whole or target.kind in "iub"
+    finite = np.isfinite(array) if floating else np.True_
+    if not finite.all() and (wanted.finite or whole):
+        raise InputError(f"{what} holds NaN or infinite values ({np.count_nonzero(~finite)} of {array.size})")
+    if whole and floating:
+        if (odd := array != np.floor(array)).any():
+            raise InputError(f"{what} must hold whole numbers, found {array[odd].flat[0]:g}")
+        if np.abs(array).max() >= 2.0**63:
+            raise InputError(f"{what} holds {np.abs(array).max():g}, too large for a whole number of 64 bits")
+        array = array.astype(np.int64)
+        target = array.dtype if wanted.dtype is None else target
+    numbers = array if finite.all() else array[finite]
+    if not numbers.size:
+        numbers = np.zeros(1)
+    low, high = numbers.min(), numbers.max()
+    least, most = (
+        (-math.inf if wanted.least is None else wanted.least),
+        (math.inf if wanted.most is None else wanted.most),
+    )
+    if target.kind in "iub":
+        limits = np.iinfo(target) if target.kind in "iu" else np.iinfo(np.uint8)
+        least, most = max(least, limits.min), min(most, limits.max if target.kind in "iu" else 1)
+    if not least <= low <= high <= most:
+        ends = [f"from {least:g}"] * math.isfinite(least) + [f"to {most:g}"] * math.isfinite(most)
+        value = float(low if low < least else high)
+        raise InputError(f"{what} holds {value:g}, expected values {' '.join(ends)}")
     if target != array.dtype:
-        if target.kind in "iu" and array.dtype.kind in "iuf":
-            low, high = array.min(), array.max()
-            if not np.iinfo(target).min <= low <= high <= np.iinfo(target).max:
-                raise InputError(f"{path}: '{name}' holds {low:g} to {high:g}, which {target} can't hold")
         with np.errstate(over="ignore", invalid="ignore"):
             converted = array.astype(target)
-        if target.kind == "f" and np.isfinite(converted).sum() < (np.isfinite(array).sum() if floating else array.size):
-            raise InputError(f"{path}: '{name}' holds values of {np.nanmax(np.abs(array)):g}, too large for {target}")
+        if target.kind == "f" and not (np.isfinite(converted) | ~finite).all():
+            raise InputError(f"{what} holds values of {np.abs(numbers).max():g}, too large for {target}")
         array = converted
     return np.require(array, requirements=("C", "W"))
-
-
-def _between(wanted: Array) -> str:
-    if wanted.most is None:
-        return f"of at least {wanted.least:g}"
-    if wanted.least is None:
-        return f"of at most {wanted.most:g}"
-    return f"from {wanted.least:g} to {wanted.most:g}"
 
 
 def _lacking(path: Path, name: str, found: Collection[str]) -> InputError:
@@ -327,19 +324,6 @@ def read_npz(path: str | Path, arrays: Mapping[str, Array]) -> dict[str, np.ndar
             elif not wanted.optional:
                 raise _lacking(path, name, members)
     return found
-
-
-def names_in_npz(path: str | Path) -> list[str]:
-    """Names of the arrays in an .npz file.
-
-    Raises:
-        InputError: the file is missing, broken or no .npz, or a name comes twice.
-    """
-    path = need_file(path, "a NumPy file .npz")
-    with reading(path, "a NumPy file .npz"), zipfile.ZipFile(path) as archive:
-        names = [member.filename.removesuffix(".npy") for member in archive.infolist()]
-    refuse_duplicates(names, f"{path}: arrays")
-    return names
 
 
 def _npy(path: Path, name: str, wanted: Array, stream, size: int, shapes: dict) -> np.ndarray:

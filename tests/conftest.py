@@ -48,9 +48,9 @@ def smoke_data(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def smoke_run(tmp_path_factory, smoke_data):
-    """(slug, variant) -> folder of a finished smoke run of the variant, trained once."""
-    from tests.smoke import train_variant
+def smoke_watched(tmp_path_factory, smoke_data):
+    """(slug, variant) -> folder of a finished smoke run of the variant, trained once, and what was seen in it."""
+    from tests.smoke import train_variant, watching
 
     made = {}
 
@@ -59,12 +59,19 @@ def smoke_run(tmp_path_factory, smoke_data):
         if (slug, variant) not in made:
             folder = tmp_path_factory.mktemp(f"{slug}-{variant}") / "run"
             needs = {item["name"]: item.get("needs") for item in ledger.load_paper(slug)["variant"]}
-            init = run(slug, needs[variant]) / "checkpoint.pt" if needs[variant] else None
-            train_variant(slug, variant, smoke_data(slug), folder, init=init)
-            made[slug, variant] = folder
+            init = run(slug, needs[variant])[0] / "checkpoint.pt" if needs[variant] else None
+            with watching() as seen:
+                train_variant(slug, variant, smoke_data(slug), folder, init=init)
+            made[slug, variant] = folder, seen
         return made[slug, variant]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def smoke_run(smoke_watched):
+    """(slug, variant) -> folder of a finished smoke run of the variant."""
+    return lambda slug, variant=None: smoke_watched(slug, variant)[0]
 
 
 def proposed(slug: str) -> str:

@@ -145,8 +145,8 @@ def _arrays(path: Path, read: Callable, write: Callable) -> Iterator[Damage]:
     yield Damage("complex numbers", change(largest, lambda a: a + 1j), True)
     yield Damage("text", change(largest, lambda a: np.full(a.shape, b"ab")), True)
     yield Damage("all zero", change(largest, lambda a: 0 * a), False)
-    yield Damage("another byte order", change(largest, lambda a: a.astype(a.dtype.newbyteorder())), False)
-    yield Damage("columns first", change(largest, lambda a: np.asfortranarray(a)), False)
+    if path.suffix in (".npz", ".npy") and arrays[largest].ndim > 1:
+        yield Damage("columns first", change(largest, lambda a: np.asfortranarray(a)), False)
     if floating is not None:
         yield Damage("NaN", change(floating, lambda a: _changed(a, np.nan)), True)
         yield Damage("infinity", change(floating, lambda a: _changed(a, -np.inf)), True)
@@ -159,6 +159,12 @@ def _arrays(path: Path, read: Callable, write: Callable) -> Iterator[Damage]:
         yield Damage("label 0.5", change(labels, lambda a: _changed(a.astype(np.float32), 0.5)), True)
         yield Damage("labels as floats", change(labels, lambda a: a.astype(np.float64)), False)
         yield Damage("labels all 0", change(labels, lambda a: 0 * a), False)
+
+    def other_byte_order(path: Path) -> None:
+        write(path, {name: array.astype(array.dtype.newbyteorder()) for name, array in read(path).items()})
+
+    if any(array.dtype.itemsize > 1 for array in arrays.values()):
+        yield Damage("another byte order", other_byte_order, False)
 
     def lacking(path: Path) -> None:
         found = read(path)

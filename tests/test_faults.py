@@ -307,3 +307,41 @@ def test_faults_of_the_users_own_file(slug, smoke_data, smoke_run, tmp_path, lit
         pytest.skip("this method has no output to apply")
     wrong, tried = faults_of_apply(slug, smoke_data(slug), smoke_run, tmp_path)
     assert not wrong, f"{len(wrong)} of {tried} faults:\n" + "\n".join(wrong)
+
+
+def test_every_damage_changes_its_file(tmp_path):
+    """A fault that leaves the file as it was would pass for one that is harmless."""
+    import h5py
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    image, label = rng.random((6, 7, 8)).astype(np.float32), rng.integers(0, 3, (6, 7, 8), dtype=np.uint8)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    with h5py.File(whole / "a.h5", "w") as file:
+        file["image"], file["label"] = image, label
+    np.savez(whole / "a.npz", image=image, label=label)
+    np.save(whole / "a.npy", label)
+    nibabel.save(nibabel.Nifti1Image(image, np.diag([1.0, 2, 3, 1])), whole / "a.nii.gz")
+    Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).save(whole / "a.png")
+    Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).save(whole / "a.jpg")
+    (whole / "a.json").write_text('[{"id": 1, "size": 2.5, "name": "x"}, {"id": 2, "size": 3.5, "name": "y"}]\n')
+    (whole / "b.json").write_text('{"size": [1.5, 2]}\n')
+    (whole / "a.csv").write_text("id,size,file\n1,2.5,a/b.png\n2,3.5,a/c.png\n")
+    (whole / "train.list").write_text("a\nb\n")
+    (whole / "test.list").write_text("c\n")
+    (whole / "a.cfg").write_text("ED: 1\nES: 5\n")
+    (whole / "a.img").write_bytes(image.tobytes())
+    seen = 0
+    for path in sorted(whole.iterdir()):
+        damages = list(damage_variants(path))
+        damages += [damage for train, damage in relations(whole) if train == path]
+        assert len({damage.name for damage in damages}) == len(damages)
+        for damage in damages:
+            copy = tmp_path / "copy" / path.name
+            shutil.copytree(whole, copy.parent)
+            damage.apply(copy)
+            assert not copy.is_file() or copy.read_bytes() != path.read_bytes(), f"{path.name}: {damage.name}"
+            shutil.rmtree(copy.parent)
+            seen += 1
+    assert seen > 200

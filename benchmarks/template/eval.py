@@ -6,23 +6,21 @@ python -m papers.template.eval apply --checkpoint RUN/checkpoint.pt --input case
 
 from pathlib import Path
 
-from shared.cli import commands, config_from_dict
+from shared.cli import commands
+from shared.files import refuse_overwriting_inputs, write_atomically, write_csv
+from shared.finite import finite
 
 
-def load_model(checkpoint: Path, device):
+def model_of(checkpoint: Path, device):
     """The trained network of a checkpoint in evaluation mode, and its configuration.
 
     Raises:
-        InputError: no checkpoint of this paper.
+        InputError: no checkpoint of this paper, or one that does not fit its code.
     """
     from papers.template.train import Config, build_model
-    from shared.checkpoints import load_checkpoint
+    from shared.checkpoints import load_model
 
-    content = load_checkpoint(checkpoint, "template")
-    config = config_from_dict(Config, content["config"])
-    model = build_model(config)
-    model.load_state_dict(content["models"][0])
-    return model.to(device).eval(), config
+    return load_model(checkpoint, "template", Config, build_model, device)
 
 
 def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> None:
@@ -37,16 +35,15 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> N
     import torch
 
     from papers.template.data import TemplateDataset
-    from shared.files import write_csv
     from shared.gpu import choose_device
     from shared.metrics import psnr
 
     where = choose_device(device)
-    model, _ = load_model(checkpoint, where)
+    model, _ = model_of(checkpoint, where)
     rows = []
     with torch.no_grad():
         for item in TemplateDataset(data, "test"):
-            prediction = model(item["noisy"][None].to(where)).cpu()
+            prediction = finite(model(item["noisy"][None].to(where)).cpu(), f"the denoised image of {item['case']}")
             value = psnr(prediction, item["clean"][None], data_range=1.0).item()
             rows.append({"case": item["case"], "psnr": value})
 
@@ -73,7 +70,7 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
     item = TemplateDataset(data, "test")[case]
     columns = {"input": item["noisy"][0]}
     for path in checkpoints:
-        model, config = load_model(path, where)
+        model, config = model_of(path, where)
         with torch.no_grad():
             columns[config.variant] = model(item["noisy"][None].to(where)).cpu()[0, 0]
     columns["truth"] = item["clean"][0]
@@ -93,14 +90,15 @@ def apply(checkpoint: Path, input: Path, output: Path, device: str = "auto") -> 
     import torch
 
     from papers.template.data import read_case
-    from shared.files import write_atomically
     from shared.gpu import choose_device
 
     where = choose_device(device)
+    refuse_overwriting_inputs(output, input, checkpoint)
     noisy = read_case(Path(input))["noisy"]
-    model, _ = load_model(checkpoint, where)
+    model, _ = model_of(checkpoint, where)
     with torch.no_grad():
         clean = model(torch.from_numpy(noisy)[None, None].to(where))[0, 0].cpu().numpy()
+    finite(clean, f"the denoised image of {input}")
 
     def write(path: Path) -> None:
         with path.open("wb") as file:

@@ -1,6 +1,7 @@
 """The paper's contribution: a small residual denoiser, to be replaced."""
 
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 
 class Denoiser(nn.Module):
@@ -29,7 +30,14 @@ class Denoiser(nn.Module):
 
 
 class Identity(nn.Module):
-    """The input as it is, the zero-cost baseline."""
+    """The input as it is: what doing nothing gives."""
 
     def forward(self, image: Tensor) -> Tensor:
         return image
+
+
+class Mean(nn.Module):
+    """The mean of 3 × 3 pixels: the simple method that a reviewer would ask for."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return avg_pool2d(image, 3, stride=1, padding=1, count_include_pad=False)

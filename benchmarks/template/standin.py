@@ -7,16 +7,16 @@ import numpy as np
 
 from shared.files import complete_or_absent
 
-CASES = {"smoke": (4, 2), "cpu": (64, 12), "paper": (400, 100)}
+CASES = {"smoke": (4, 2), "cpu": (64, 12), "study": (64, 24), "paper": (400, 100)}
 
 
-def generate(out: Path, seed: int = 0, size: Literal["smoke", "cpu", "paper"] = "cpu") -> Path:
+def generate(out: Path, seed: int = 0, size: Literal["smoke", "cpu", "study", "paper"] = "cpu") -> Path:
     """Write train/ and test/ under `out`, which appears only when it is complete.
 
     Args:
         out: folder to create.
         seed: of everything random.
-        size: smoke, cpu or paper.
+        size: smoke, cpu, study or paper.
 
     Raises:
         InputError: `out` is there already and holds something.

@@ -13,8 +13,8 @@ from shared.cli import RunConfig, train_command
 class Config(RunConfig):
     """Template: a denoiser."""
 
-    network: Literal["denoiser", "identity"] = "denoiser"
-    """the method, or the input as it is"""
+    network: Literal["denoiser", "identity", "mean"] = "denoiser"
+    """the method, the input as it is, or the mean of neighbouring pixels"""
     width: int = 16
     """channels (paper: 64)"""
     depth: int = 3
@@ -28,16 +28,24 @@ class Config(RunConfig):
 PROFILES = {
     "smoke": {"width": 4, "depth": 1, "steps": 4, "batch_size": 2},
     "cpu": {"batch_size": 8},
+    "study": {"steps": 1200, "batch_size": 8},
     "paper": {"width": 64, "depth": 17, "steps": 10000, "batch_size": 128},
 }
-VARIANTS = {"full": {}, "shallow": {"depth": 0}, "input": {"network": "identity"}}
+VARIANTS = {
+    "full": {},
+    "shallow": {"depth": 0},
+    "mean": {"network": "mean"},
+    "input": {"network": "identity"},
+}
 
 
 def build_model(config: Config):
     """The network of a configuration, on the CPU."""
-    from papers.template.model import Denoiser, Identity
+    from papers.template.model import Denoiser, Identity, Mean
 
-    return Identity() if config.network == "identity" else Denoiser(config.width, config.depth)
+    if config.network == "denoiser":
+        return Denoiser(config.width, config.depth)
+    return Mean() if config.network == "mean" else Identity()
 
 
 def train(config: Config) -> None:
@@ -49,7 +57,7 @@ def train(config: Config) -> None:
 
     dataset = TemplateDataset(config.data, "train")
     run = gpu.Run(config, paper="template")
-    model = run.prepare(build_model(config))
+    model = run.prepare(gpu.initialise_by_name(build_model(config), config.seed))  # the same weights in all variants
     parameters = list(model.parameters())
     optimizer = torch.optim.Adam(parameters or [torch.zeros(1)], lr=config.lr, fused=True)
     run.restore(optimizer=optimizer)

@@ -11,8 +11,7 @@ from papers.cgc.model import sliding_window
 from papers.cgc.mumford_shah import mumford_shah_proposal
 from papers.cgc.proposal import clean_up, gmm_proposal
 from papers.cgc.train import Config, build_model, proposal_rule
-from shared.checkpoints import load_checkpoint
-from shared.cli import config_from_dict
+from shared.checkpoints import load_checkpoint, load_config
 from shared.errors import InputError
 
 
@@ -23,7 +22,7 @@ def load_model(checkpoint: Path, device: torch.device):
         InputError: no checkpoint of this paper.
     """
     content = load_checkpoint(checkpoint, "cgc")
-    config = config_from_dict(Config, content["config"])
+    config = load_config(content, Config, checkpoint)
     if not content["models"]:
         return None, config
     state = content["models"][0]

@@ -12,8 +12,7 @@ from papers.cuts.data import Case
 from papers.cuts.model import embed
 from papers.cuts.spectral import spectral_kmeans
 from papers.cuts.train import Config, build_model
-from shared.checkpoints import load_checkpoint, load_weights
-from shared.cli import config_from_dict
+from shared.checkpoints import load_checkpoint, load_config, load_weights
 from shared.errors import InputError
 from shared.finite import finite
 
@@ -36,7 +35,7 @@ def load_networks(checkpoint: Path, device) -> tuple[dict, Config]:
         InputError: no checkpoint of this paper, or weights that don't fit.
     """
     content = load_checkpoint(checkpoint, "cuts")
-    config = config_from_dict(Config, content["config"])
+    config = load_config(content, Config, checkpoint)
     networks = {}
     for key, state in content["objects"].items():
         if key.startswith("stopping_"):

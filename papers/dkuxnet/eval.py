@@ -8,7 +8,7 @@ python -m papers.dkuxnet.eval apply --checkpoint RUN/checkpoint.pt --input scan.
 import csv
 from pathlib import Path
 
-from shared.cli import commands, config_from_dict
+from shared.cli import commands
 from shared.errors import InputError
 
 
@@ -19,10 +19,10 @@ def load_model(checkpoint: Path, device):
         InputError: no checkpoint of this paper.
     """
     from papers.dkuxnet.train import Config, build_model
-    from shared.checkpoints import load_checkpoint
+    from shared.checkpoints import load_checkpoint, load_config
 
     content = load_checkpoint(checkpoint, "dkuxnet")
-    config = config_from_dict(Config, content["config"])
+    config = load_config(content, Config, checkpoint)
     model = build_model(config)
     model.load_state_dict(content["models"][0])
     return model.to(device).eval(), config

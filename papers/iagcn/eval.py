@@ -8,7 +8,7 @@ python -m papers.iagcn.eval apply --checkpoint RUN/checkpoint.pt --data DATA --i
 import csv
 from pathlib import Path
 
-from shared.cli import commands, config_from_dict
+from shared.cli import commands
 from shared.errors import InputError
 
 COLOURS = {"cognitive": "tab:red", "MRI": "tab:blue", "PET": "tab:orange", "DTI": "tab:green", "CSF": "tab:purple"}
@@ -27,10 +27,10 @@ class Trained:
         from papers.iagcn.data import Preparation, assign_folds, read_table
         from papers.iagcn.folds import FoldNetworks
         from papers.iagcn.train import Config, build_network, graphs
-        from shared.checkpoints import load_checkpoint
+        from shared.checkpoints import load_checkpoint, load_config
 
         content = load_checkpoint(checkpoint, "iagcn")
-        self.config = config_from_dict(Config, content["config"])
+        self.config = load_config(content, Config, checkpoint)
         self.table = read_table(data, self.config.exclude, self.config.max_missing)
         self.preparation = Preparation(self.table, self.config.folds)
         self.preparation.load_state_dict(content["objects"]["preparation"])

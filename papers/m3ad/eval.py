@@ -10,7 +10,7 @@ python -m papers.m3ad.eval export --checkpoint RUN/checkpoint.pt --output task.p
 from collections import Counter
 from pathlib import Path
 
-from shared.cli import commands, config_from_dict
+from shared.cli import commands
 from shared.errors import InputError
 
 # What metrics.csv has in every row; cells are empty where a row has no such value.
@@ -38,10 +38,10 @@ def load_model(checkpoint: Path, device):
     from papers.m3ad.model import load_task_state
     from papers.m3ad.train import Config, build_model
     from papers.m3ad.vocabulary import Vocabulary
-    from shared.checkpoints import load_checkpoint
+    from shared.checkpoints import load_checkpoint, load_config
 
     content = load_checkpoint(checkpoint, "m3ad")
-    config = config_from_dict(Config, content["config"])
+    config = load_config(content, Config, checkpoint)
     vocabulary = Vocabulary(folder=config.text_folder)
     vocabulary.load_state_dict(content["objects"]["vocabulary"])
     model = build_model(config, vocabulary)
@@ -369,7 +369,7 @@ def apply(
 
     from papers.m3ad.data import normalise, read_image
     from papers.m3ad.model import load_task_state
-    from shared.checkpoints import load_checkpoint
+    from shared.checkpoints import fitting, load_tensors
     from shared.files import write_csv
     from shared.gpu import choose_device
 
@@ -382,13 +382,11 @@ def apply(
     if config.stage == "pretrain":
         raise InputError(f"{checkpoint}: variant '{config.variant}' answers nothing; give a tuned one")
     if task is not None:
-        content = load_checkpoint(task, "m3ad")
-        vocabulary.load_state_dict({**vocabulary.state_dict(), "answers": content["answers"]})
-        model.head[-1] = torch.nn.Linear(model.head[-1].in_features, len(vocabulary.answers)).to(where)
-        try:
+        content = load_tensors(task)
+        with fitting(task):
+            vocabulary.load_state_dict({**vocabulary.state_dict(), "answers": content["answers"]})
+            model.head[-1] = torch.nn.Linear(model.head[-1].in_features, len(vocabulary.answers)).to(where)
             load_task_state(model, content["task"])
-        except (KeyError, ValueError) as error:
-            raise InputError(f"{task}: its adapters don't fit the model of {checkpoint}") from error
     image = normalise(read_image(Path(input), config.image_size))
     image = image if config.use_image else torch.zeros_like(image)
     tokens = torch.tensor([vocabulary.encode(question, config.text_length)])
@@ -433,7 +431,7 @@ def export(checkpoint: Path, output: Path) -> None:
         output: a .pt file with the tensors, the answers and the configuration.
     """
     from papers.m3ad.model import task_state
-    from shared.checkpoints import save_checkpoint
+    from shared.checkpoints import save_tensors
     from shared.cli import config_to_dict
 
     model, config, vocabulary = load_model(checkpoint, "cpu")
@@ -441,7 +439,7 @@ def export(checkpoint: Path, output: Path) -> None:
         raise InputError(f"{checkpoint}: variant '{config.variant}' is a backbone without a task; give a tuned one")
     state = task_state(model)
     content = {"paper": "m3ad", "config": config_to_dict(config), "answers": vocabulary.answers, "task": state}
-    save_checkpoint(Path(output), content)
+    save_tensors(Path(output), content)
     size = sum(value.numel() for value in state.values())
     print(f"wrote {output}: {size:,} numbers of {sum(p.numel() for p in model.parameters()):,}")
 

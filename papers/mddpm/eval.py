@@ -9,7 +9,7 @@ python -m papers.mddpm.eval apply --checkpoint RUN/checkpoint.pt --input t2.nii.
 import csv
 from pathlib import Path
 
-from shared.cli import commands, config_from_dict
+from shared.cli import commands
 from shared.errors import InputError
 
 SLICES_AT_A_TIME = 16
@@ -101,10 +101,10 @@ def load_detector(checkpoint: Path, device) -> Detector:
         InputError: no checkpoint of this paper, or one without weights.
     """
     from papers.mddpm.train import Config
-    from shared.checkpoints import load_checkpoint
+    from shared.checkpoints import load_checkpoint, load_config
 
     content = load_checkpoint(checkpoint, "mddpm")
-    config = config_from_dict(Config, content["config"])
+    config = load_config(content, Config, checkpoint)
     best = content["objects"].get("best", {}).get("weights") or (content["models"][0] if content["models"] else {})
     if not best and config.method != "intensity":
         raise InputError(f"{checkpoint}: the checkpoint holds no weights; train first")

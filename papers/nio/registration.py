@@ -12,8 +12,7 @@ from papers.nio.data import Pair
 from papers.nio.experiments import Domains
 from papers.nio.model import LEVELS, voxel_to_unit
 from papers.nio.train import Config, build_model, uses_network
-from shared.checkpoints import load_checkpoint, load_weights
-from shared.cli import config_from_dict
+from shared.checkpoints import load_checkpoint, load_config, load_weights
 from shared.errors import InputError
 from shared.finite import finite
 
@@ -27,7 +26,7 @@ def load_networks(checkpoint: Path, device) -> tuple[dict[str, nn.Module], Confi
         InputError: no checkpoint of this paper, or one that its configuration doesn't fit.
     """
     content = load_checkpoint(checkpoint, "nio")
-    config = config_from_dict(Config, content["config"])
+    config = load_config(content, Config, checkpoint)
     sources = [name.removeprefix("optimizer_") for name in content["objects"] if name.startswith("optimizer_")]
     networks = {}
     for number, source in enumerate(sources):
@@ -42,6 +41,8 @@ def load_networks(checkpoint: Path, device) -> tuple[dict[str, nn.Module], Confi
             for level, state in zip(network.levels, states):
                 load_weights(level, state, checkpoint)
         networks[source] = network.to(device).eval()
+    if uses_network(config) and not networks:
+        raise InputError(f"{checkpoint}: holds no networks, which method '{config.method}' needs; train anew")
     return networks, config
 
 

@@ -13,7 +13,7 @@ import csv
 import json
 from pathlib import Path
 
-from shared.cli import commands, config_from_dict
+from shared.cli import commands
 from shared.errors import InputError
 
 # What metrics.csv has in every row; cells are empty where a variant has no such value.
@@ -32,10 +32,10 @@ def load_model(checkpoint: Path, device):
     """
     from papers.pcl.data import LAYOUTS
     from papers.pcl.train import Config, build_model
-    from shared.checkpoints import load_checkpoint
+    from shared.checkpoints import load_checkpoint, load_config
 
     content = load_checkpoint(checkpoint, "pcl")
-    config = config_from_dict(Config, content["config"])
+    config = load_config(content, Config, checkpoint)
     layout = LAYOUTS[config.layout]
     model = build_model(config, len(layout.labels) + 1)
     weights = content["models"][0]
@@ -430,10 +430,10 @@ def export(checkpoint: Path, output: Path) -> None:
         output: a .pt file.
     """
     from papers.pcl.train import load_encoder
-    from shared.checkpoints import save_checkpoint
+    from shared.checkpoints import save_tensors
 
     weights = load_encoder(checkpoint)
-    save_checkpoint(Path(output), weights)
+    save_tensors(Path(output), weights)
     width = weights["levels.0.0.weight"].shape[0]
     print(f"wrote {output}: encoder of width {width}, {sum(value.numel() for value in weights.values()):,} numbers")
 

@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Literal
 
-from shared.cli import commands, config_from_dict
+from shared.cli import commands
 from shared.errors import InputError
 
 VIEWS = ("cor", "sag")
@@ -25,10 +25,10 @@ def load_networks(checkpoint: Path, device):
         InputError: no checkpoint of this paper.
     """
     from papers.sr4zct.train import Config, build_model, networks_of
-    from shared.checkpoints import load_checkpoint
+    from shared.checkpoints import load_checkpoint, load_config
 
     content = load_checkpoint(checkpoint, "sr4zct")
-    config = config_from_dict(Config, content["config"])
+    config = load_config(content, Config, checkpoint)
     networks = {}
     for name, state in zip(networks_of(config), content["models"], strict=True):
         network = build_model(config)

@@ -8,7 +8,7 @@ python -m papers.unoranic.eval apply --checkpoint RUN/checkpoint.pt --input film
 
 from pathlib import Path
 
-from shared.cli import commands, config_from_dict
+from shared.cli import commands
 from shared.errors import InputError
 
 MOST_PSNR = 60.0  # dB; a corruption may leave an image as it is
@@ -21,10 +21,10 @@ def load_networks(checkpoint: Path, device):
         InputError: no checkpoint of this paper.
     """
     from papers.unoranic.train import Config, KnownTables, build_model
-    from shared.checkpoints import load_checkpoint
+    from shared.checkpoints import load_checkpoint, load_config
 
     content = load_checkpoint(checkpoint, "unoranic")
-    config = config_from_dict(Config, content["config"])
+    config = load_config(content, Config, checkpoint)
     known = KnownTables()
     known.load_state_dict(content["objects"]["tables"])
     states, networks = iter(content["models"]), {}

@@ -9,7 +9,7 @@ python -m papers.waveformer.eval prepare --raw RawData/Training --out DATA
 import csv
 from pathlib import Path
 
-from shared.cli import commands, config_from_dict
+from shared.cli import commands
 from shared.errors import InputError
 
 BATCH = 16  # slices that go through the network at a time
@@ -22,10 +22,10 @@ def load_model(checkpoint: Path, device):
         InputError: no checkpoint of this paper.
     """
     from papers.waveformer.train import Config, build_model
-    from shared.checkpoints import load_checkpoint
+    from shared.checkpoints import load_checkpoint, load_config
 
     content = load_checkpoint(checkpoint, "waveformer")
-    config = config_from_dict(Config, content["config"])
+    config = load_config(content, Config, checkpoint)
     model = build_model(config)
     model.load_state_dict(content["models"][0])
     return model.to(device).eval(), config

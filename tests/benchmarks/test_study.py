@@ -23,14 +23,20 @@ seeds = 1
 """
 
 
+def copy_of(scaffold, root):
+    shutil.copytree(scaffold, root, ignore=shutil.ignore_patterns("runs", "data", "__pycache__"))
+    return root
+
+
 @pytest.fixture(scope="module")
 def root(scaffold, tmp_path_factory):
     """A scaffold whose study is two seeds of four updates."""
-    root = tmp_path_factory.mktemp("study") / "repository"
-    shutil.copytree(scaffold, root, ignore=shutil.ignore_patterns("runs", "data", "__pycache__"))
+    root = copy_of(scaffold, tmp_path_factory.mktemp("study") / "repository")
     folder = root / "papers" / "scaffold"
     toml, train = folder / "paper.toml", folder / "train.py"
-    text = re.sub(r"(?ms)^\[(profiles\.study|study)\]\n.*?(?=^\[)", "", toml.read_text("utf-8"))
+    text = re.sub(r"(?ms)^\[(profiles\.study|study)\].*?(?=^\[)", "", toml.read_text("utf-8"))
+    text = text.replace('variants = ["full", "shallow"]', 'variants = ["full", "shallow", "input"]')
+    assert '"shallow", "input"]' in text
     toml.write_text(text.replace("[profiles.paper]", STUDY + "\n[profiles.paper]", 1), "utf-8")
     text = re.sub(r"(?m)^    \"study\": .*\n", "", train.read_text("utf-8"))
     text = text.replace("PROFILES = {", 'PROFILES = {\n    "study": {"steps": 4},', 1)
@@ -49,8 +55,8 @@ def studied(root):
 
 
 def test_what_is_planned_and_found_is_printed(studied):
-    assert "profile study, 9 trainings" in studied
-    assert "shallow, full: 2 seeds" in studied and "input: 1 seed\n" in studied
+    assert "profile study, 10 trainings" in studied
+    assert "shallow, full: 2 seeds" in studied and "input, mean: 1 seed\n" in studied
     assert "length curve of C1: shallow, full at half and double steps" in studied
     assert "processor minutes, of at most 60" in studied and "Length of training" in studied
 
@@ -60,7 +66,7 @@ def test_lengths_lie_in_folders_of_their_own(root, studied):
     found = {}
     for path in folder.glob("*/seed0/config.json"):
         found[path.parent.parent.name] = json.loads(path.read_text("utf-8"))["steps"]
-    assert found.pop("input") is not None
+    assert found.pop("input") and found.pop("mean")
     assert found == {"full": 4, "full@0.5": 2, "full@2": 8, "shallow": 4, "shallow@0.5": 2, "shallow@2": 8}
     assert (folder / "full@2" / "seed0" / "log.csv").read_text("utf-8").count("\n") == 9
     assert not (folder / "full@2" / "seed1").exists() and (folder / "full" / "seed1").exists()
@@ -68,7 +74,7 @@ def test_lengths_lie_in_folders_of_their_own(root, studied):
 
 def test_the_result_holds_the_length_curve(root, studied):
     result = ledger.read_result(root / "runs" / "scaffold" / "standin-study" / "result.json")
-    assert result["seeds"] == {"input": 1, "shallow": 2, "full": 2}
+    assert result["seeds"] == {"input": 1, "mean": 1, "shallow": 2, "full": 2}
     lengths = result["lengths"]
     assert lengths["setting"] == ["steps"]
     assert lengths["values"] == {"0.5": {"steps": 2}, "1": {"steps": 4}, "2": {"steps": 8}}
@@ -88,7 +94,7 @@ def test_the_result_holds_the_length_curve(root, studied):
 def test_what_is_there_is_not_trained_again_without_lengths(root, studied):
     done = run(root, "--profile", "study", "--no-lengths")
     assert done.returncode == 0 and "no length curve: left out" in done.stdout
-    assert done.stdout.count("up to date") == 6 and "lengths" not in result_of(root, "standin-study")
+    assert done.stdout.count("up to date") == 7 and "lengths" not in result_of(root, "standin-study")
     done = run(root, "--profile", "study", "--variants", "full", "--seeds", "1")
     assert "no length curve: C1 compares input, shallow" in done.stdout and done.returncode == 0
 
@@ -121,3 +127,31 @@ def test_recorded_and_compared_with_the_ledger(root, studied):
     ledger.write_result(result, recorded)
     done = run(root, "--profile", "study", "--check")
     assert done.returncode == 1 and "failed: full psnr" in done.stdout
+
+
+def test_an_effect_that_vanishes_with_training_is_still_moving(scaffold, tmp_path):
+    """A made-up paper: its baseline is the same network, only slower, so that it catches up."""
+    root = copy_of(scaffold, tmp_path / "repository")
+    train = root / "papers" / "scaffold" / "train.py"
+    text = train.read_text("utf-8")
+    slower = text.replace('"shallow": {"depth": 0}', '"shallow": {"lr": 2e-3}')
+    slower = re.sub(
+        r'"study": \{.*\}', '"study": {"width": 8, "depth": 1, "steps": 40, "batch_size": 4, "lr": 1e-2}', slower
+    )
+    assert slower.count('"lr": ') == 2
+    train.write_text(slower, "utf-8")
+    toml = root / "papers" / "scaffold" / "paper.toml"
+    text = re.sub(r"(?m)^seeds_of = .*", "seeds_of = { input = 1, mean = 1 }", toml.read_text("utf-8"))
+    toml.write_text(text.replace('requires = ["C0"]', ""), "utf-8")
+    generator = root / "benchmarks" / "standins" / "scaffold.py"
+    generator.write_text(generator.read_text("utf-8").replace('"study": (64, 24)', '"study": (8, 6)'), "utf-8")
+    done = run(root, "--profile", "study")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = result_of(root, "standin-study")["verdicts"]["C1"]
+    (row,) = found["evidence"]
+    (curve,) = found["lengths"]
+    print(row, curve)
+    assert row["verdict"] == "reproduced", "without the length curve it would pass for an effect"
+    assert found["verdict"] == "inconclusive" and "still moving with training" in found["reason"]
+    assert curve["moving"] and curve["means"]["0.5"] > curve["means"]["1"] > curve["means"]["2"]
+    assert "it still moves" in done.stdout and "C1 is inconclusive" in done.stdout

@@ -1,10 +1,9 @@
-"""Runs, checkpoints, order of samples, several processes. The contract tests them through every paper too."""
+"""Runs: stopping, resuming, losses, the folder that they write to. The contract tests them through every paper too."""
 
-import multiprocessing
-import os
 import signal
-import socket
-from dataclasses import dataclass
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,87 +11,18 @@ import pytest
 import torch
 from torch import nn
 
-from shared import distributed, gpu
-from shared.checkpoints import load_checkpoint, save_checkpoint
-from shared.cli import RunConfig
-from shared.distributed import SyncedBatchNorm, gather, synchronise_batch_norm
+from shared import gpu
+from shared.checkpoints import save_checkpoint
 from shared.errors import InputError
-from shared.sampling import StepSampler
 from shared.training_log import read_log
+from tests.shared.toy import Noisy, config, same, train, weights
 
-
-@dataclass
-class Config(RunConfig):
-    """A toy configuration."""
-
-    steps: int = 8
-    """updates"""
-    dropout: float = 0.3
-    """dropout probability"""
-    poison: int = -1
-    """step whose loss becomes NaN"""
-
-
-class Noisy(torch.utils.data.Dataset):
-    """Samples with random augmentation, drawn with torch and NumPy."""
-
-    def __init__(self, length=12):
-        self.x = torch.randn(length, 5, generator=torch.Generator().manual_seed(3))
-
-    def __len__(self):
-        return len(self.x)
-
-    def __getitem__(self, index):
-        noise = 0.1 * torch.randn(5) + 0.1 * torch.from_numpy(np.random.randn(5).astype(np.float32))
-        return {"x": self.x[index] + noise, "y": self.x[index].sum(), "index": index}
-
-
-class Net(nn.Module):
-    def __init__(self, dropout):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(5, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 1)
-        )
-
-    def forward(self, x):
-        return self.layers(x)[:, 0]
-
-
-def train(config, seen=None, interrupt_at=None):
-    run = gpu.Run(config, paper="toy")
-    model = run.prepare(Net(config.dropout))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.9)
-    run.restore(optimizer=optimizer, scheduler=scheduler)
-    for step, batch in run.batches(Noisy(), config.steps):
-        with run.autocast():
-            loss = (model(batch["x"]) - batch["y"]).square().mean()
-        if step == config.poison:
-            loss = loss * float("nan")
-        run.update(loss, optimizer, scheduler)
-        if seen is not None:
-            seen.append((step, batch["index"].tolist(), batch["x"].sum().item()))
-        if step == interrupt_at:
-            os.kill(os.getpid(), signal.SIGINT)
-    return run
-
-
-def config(tmp_path, name="run", **values):
-    values = {"batch_size": 4, "device": "cpu", **values}
-    return Config(data=tmp_path, out=tmp_path / name, **values)
-
-
-def weights(folder):
-    return load_checkpoint(Path(folder) / "checkpoint.pt", "toy")
-
-
-def same(a, b):
-    return all(torch.equal(a["models"][0][key], b["models"][0][key]) for key in a["models"][0])
+ROOT = Path(__file__).parents[2]
 
 
 def test_ctrl_c_then_resume_is_bit_exact(tmp_path):
     train(config(tmp_path, "whole"))
-    with pytest.raises(KeyboardInterrupt, match="--resume"):
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 3"):
         train(config(tmp_path, "cut"), interrupt_at=2)
     assert weights(tmp_path / "cut")["step"] == 3
     train(config(tmp_path, "cut", resume=True))
@@ -106,7 +36,7 @@ def test_without_the_random_state_resume_would_differ(tmp_path, monkeypatch):
     train(config(tmp_path, "whole"))
     with pytest.raises(KeyboardInterrupt):
         train(config(tmp_path, "cut"), interrupt_at=2)
-    monkeypatch.setattr(gpu, "_set_rng_state", lambda state, device: None)
+    monkeypatch.setattr(gpu, "set_rng_state", lambda state, device: None)
     train(config(tmp_path, "cut", resume=True))
     assert not same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
@@ -118,13 +48,6 @@ def test_log_rows_after_the_checkpoint_are_dropped(tmp_path):
         file.write("4,0.123\n5,0.4")  # a kill while writing, after the last checkpoint
     train(config(tmp_path, "cut", resume=True))
     assert read_log(tmp_path / "cut" / "log.csv")["step"] == list(range(1, 9))
-
-
-def test_resume_without_a_checkpoint_starts_anew_and_a_new_run_clears_the_folder(tmp_path):
-    train(config(tmp_path, resume=True))
-    first = read_log(tmp_path / "run" / "log.csv")
-    train(config(tmp_path))
-    assert read_log(tmp_path / "run" / "log.csv") == first
 
 
 def test_resume_with_other_settings_is_refused(tmp_path):
@@ -145,46 +68,202 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path):
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == kept
 
 
-def test_a_failing_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+def test_resume_without_a_checkpoint_starts_anew(tmp_path):
+    train(config(tmp_path, "one", resume=True))
+    train(config(tmp_path, "two"))
+    assert read_log(tmp_path / "one" / "log.csv") == read_log(tmp_path / "two" / "log.csv")
+
+
+def test_a_checkpoint_is_lost_only_where_that_was_asked_for(tmp_path):
     train(config(tmp_path))
-    kept = (tmp_path / "run" / "checkpoint.pt").read_bytes()
-
-    def disk_full(content, path):
-        Path(path).write_bytes(b"half a checkpoint")
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(torch, "save", disk_full)
-    with pytest.raises(OSError):
-        save_checkpoint(tmp_path / "run" / "checkpoint.pt", {})
-    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == kept
-    assert not list((tmp_path / "run").glob("*.tmp"))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(InputError, match="checkpoint.pt is there already: .*--resume.*--overwrite.*--out"):
+        train(config(tmp_path, steps=4))
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    train(config(tmp_path, steps=4, overwrite=True))
+    assert weights(tmp_path / "run")["step"] == 4
+    assert read_log(tmp_path / "run" / "log.csv")["step"] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
-def test_unreadable_checkpoints(tmp_path, content):
-    path = tmp_path / "checkpoint.pt"
-    if content is None:
-        train(config(tmp_path))
-        content = (tmp_path / "run" / "checkpoint.pt").read_bytes()[:-200]
-    path.write_bytes(content)
-    with pytest.raises(InputError, match="checkpoint.pt"):
-        load_checkpoint(path)
-    with pytest.raises(InputError, match="no checkpoint"):
-        load_checkpoint(tmp_path / "absent.pt")
-
-
-def test_checkpoint_of_another_paper_or_variant(tmp_path):
+def test_the_data_set_and_the_starting_point_are_not_overwritten(tmp_path):
     train(config(tmp_path))
-    path = tmp_path / "run" / "checkpoint.pt"
-    with pytest.raises(InputError, match="'toy', expected one of 'other'"):
-        load_checkpoint(path, "other")
-    with pytest.raises(InputError, match="variant 'full', expected 'unet'"):
-        load_checkpoint(path, "toy", "unet")
+    settings = config(tmp_path, overwrite=True, init=tmp_path / "run" / "checkpoint.pt")
+    with pytest.raises(InputError, match="input itself"):
+        train(settings)
+    settings.init, settings.data = None, settings.out
+    with pytest.raises(InputError, match="input itself"):
+        train(settings)
+    assert weights(tmp_path / "run")["step"] == 8
 
 
-def test_checkpoints_hold_no_pickled_objects(tmp_path):
-    train(config(tmp_path))
-    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 8
+@pytest.mark.parametrize("values, message", [
+    ({"seed": -1}, "--seed -1 is negative"), ({"steps": -3}, "--steps -3 is negative"),
+    ({"batch_size": 0}, "--batch-size"),
+    ({"dropout": float("nan")}, "--dropout nan is not finite"), ({"accumulate": 0}, "--accumulate"),
+    ({"checkpoint_every": -1.0}, "--checkpoint-every"),
+])  # fmt: skip
+def test_settings_out_of_range(tmp_path, values, message):
+    with pytest.raises(InputError, match=message):
+        train(config(tmp_path, **values))
+    assert not (tmp_path / "run").exists()
+
+
+# --- two trainings, and the command that goes on ----------------------------------------------------------
+
+
+def start(*argv):
+    """The toy's command line in a process of its own, once it has trained a step."""
+    argv = [str(part) for part in argv]
+    out = Path(argv[argv.index("--out") + 1])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.shared.toy", *argv], cwd=ROOT, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+    while process.poll() is None and not (out / "log.csv").exists():
+        time.sleep(0.05)
+    return process
+
+
+def test_the_second_training_in_a_folder_gets_a_sentence(tmp_path):
+    out = tmp_path / "run"
+    first = start("--data", tmp_path, "--out", out, "--pause", "0.05", "--steps", "2000")
+    try:
+        for values in ({}, {"overwrite": True}, {"resume": True}):
+            with pytest.raises(InputError, match="in use by another training"):
+                train(config(tmp_path, **values))
+    finally:
+        first.kill()
+        first.communicate()
+    train(config(tmp_path))  # the lock is gone with the process
+    assert weights(out)["step"] == 8
+
+
+@pytest.mark.parametrize("argv, values", [
+    (("--variant", "dry", "--profile", "smoke", "--dropout", "0.1", "--no-resume"),
+     {"variant": "dry", "profile": "smoke", "dropout": 0.1}),
+    (("--overwrite",), {}),
+])  # fmt: skip
+def test_what_the_interrupt_message_says_works_as_typed(tmp_path, argv, values):
+    out, data = tmp_path / "my run's $HOME", tmp_path / "some data"
+    data.mkdir()
+    process = start("--data", data, "--out", out, *argv, "--pause", "0.1", "--steps", "30")
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate()
+    assert process.returncode == 130 and message.count("\n") == 1
+    assert 0 < weights(out)["step"] < 30
+    command = message.split("go on with: ")[1].strip()
+    assert command.endswith(" --resume") and "--overwrite" not in command and "--no-resume" not in command
+    subprocess.run(command, shell=True, cwd=ROOT, check=True)
+    assert weights(out)["step"] == 30
+    train(config(tmp_path, "whole", steps=30, **values))
+    assert same(weights(out), weights(tmp_path / "whole"))
+
+
+# --- weights and random draws by seed ---------------------------------------------------------------------
+
+
+class Branches(nn.Module):
+    """Two parts, in this order or the other, the second with another width."""
+
+    def __init__(self, names, extra=False):
+        super().__init__()
+        layers = {"a": nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)), "b": nn.Linear(5, 3)}
+        self.parts = nn.ModuleDict({name: layers[name] for name in names})
+        self.attention = nn.MultiheadAttention(4, 2)
+        if extra:
+            self.extra = nn.Linear(7, 7)
+
+
+def test_initial_weights_depend_on_names_and_not_on_what_else_there_is():
+    torch.manual_seed(5)
+    one = gpu.initialise_by_name(Branches("ab"), seed=3).state_dict()
+    torch.manual_seed(6)
+    two = gpu.initialise_by_name(Branches("ba", extra=True), seed=3).state_dict()
+    other = gpu.initialise_by_name(Branches("ab"), seed=4).state_dict()
+    assert set(one) < set(two)
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    assert not torch.equal(one["parts.b.weight"], other["parts.b.weight"])
+    twins = gpu.initialise_by_name(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), seed=3)
+    assert not torch.equal(twins[0].weight, twins[1].weight)  # another name, other numbers
+    assert one["parts.a.0.weight"].abs().max() <= 1 / 3  # still torch's own range, 1 / sqrt(fan in)
+
+
+def test_own_initialisation_comes_after_the_layers_and_under_its_own_name():
+    def init(module):
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=10.0)
+
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    one = gpu.initialise_by_name(Branches("ab"), 3, init).state_dict()
+    two = gpu.initialise_by_name(Branches("b", extra=True), 3, init).state_dict()
+    assert torch.equal(one["parts.b.weight"], two["parts.b.weight"]) and one["parts.b.weight"].std() > 3
+    model = Branches("ab")
+    torch.set_rng_state(before)
+    gpu.initialise_by_name(model, 3, init)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_parents_have_the_last_word():
+    class Zero(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(3, 3)
+
+        def reset_parameters(self):
+            nn.init.zeros_(self.last.weight)
+
+    assert not gpu.initialise_by_name(nn.Sequential(Zero()), 0)[0].last.weight.any()
+
+
+def test_draws_in_the_loop_do_not_depend_on_what_the_model_drew(tmp_path):
+    def draws(name, width, **values):
+        run = gpu.Run(config(tmp_path, name, **values), paper="toy")
+        model = run.prepare(nn.Linear(5, width))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        run.restore(optimizer=optimizer)
+        seen = []
+        for part in (3, 6):  # two phases: seeded before the first step alone
+            for _, batch in run.batches(Noisy(), part):
+                seen.append((torch.rand(1).item(), np.random.rand()))
+                run.update(model(batch["x"]).mean(), optimizer)
+        return seen
+
+    one, two = draws("one", 2), draws("two", 300)
+    assert one == two and len(set(one)) == 6
+    assert draws("three", 2, seed=1) != one
+
+
+# --- losses, gradients and precision ---------------------------------------------------------------------
+
+
+def test_weights_that_are_not_finite_stop_and_keep_the_checkpoint(tmp_path):
+    """The loss of the last step is finite, the weights after it are not: they must not replace the good ones."""
+    settings = config(tmp_path, checkpoint_every=0.0)
+    run = gpu.Run(settings, paper="toy")
+    model = run.prepare(nn.Linear(5, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run.restore(optimizer=optimizer)
+    with pytest.raises(gpu.TrainingStopped, match="weights weight became nan by step 3; .*kept"):
+        for step, batch in run.batches(Noisy(), 3):
+            run.update(model(batch["x"]).mean(), optimizer)
+            if step == 2:
+                with torch.no_grad():
+                    model.weight.fill_(float("nan"))
+    assert weights(tmp_path / "run")["step"] == 2
+
+
+@pytest.mark.parametrize("precision", ["float32", "fp16"])
+def test_gradients_are_clipped_in_their_own_scale(tmp_path, precision):
+    """With a gradient scaler that is on, the gradient has to be unscaled before its norm is compared."""
+    run = gpu.Run(config(tmp_path, precision=precision), paper="toy")
+    assert run.scaler.is_enabled() == (precision == "fp16")
+    model = run.prepare(nn.Linear(5, 1, bias=False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    run.restore(optimizer=optimizer)
+    before = model.weight.detach().clone()
+    x = torch.tensor([[3.0, 0.0, 4.0, 0.0, 0.0]])  # the gradient, of norm 5
+    run.update(model(x).sum(), optimizer, clip=0.5)
+    torch.testing.assert_close(before - model.weight.detach(), 0.5 * x / 5, rtol=1e-3, atol=1e-6)
 
 
 def test_samples_depend_on_the_step_alone(tmp_path):
@@ -197,23 +276,6 @@ def test_samples_depend_on_the_step_alone(tmp_path):
     train(config(tmp_path, "c", resume=True), cut)
     assert one == two == cut
     assert one[0][2] != one[3][2]
-
-
-def test_sampler_covers_each_epoch_once_and_divides_a_batch():
-    steps = list(StepSampler(12, 4, seed=1, start=0, steps=6))
-    for epoch in (steps[:3], steps[3:]):
-        assert sorted(index for batch in epoch for index, _ in batch) == list(range(12))
-    assert steps[:3] != steps[3:]
-    assert list(StepSampler(12, 4, seed=1, start=2, steps=6)) == steps[2:]
-    ranks = [list(StepSampler(12, 4, 1, 0, 6, rank, world=2)) for rank in (0, 1)]
-    assert [a + b for a, b in zip(*ranks)] == steps
-    parts = list(StepSampler(12, 4, 1, 0, 6, accumulate=2))
-    assert [parts[i] + parts[i + 1] for i in range(0, 12, 2)] == steps
-
-
-def test_sampler_of_a_set_smaller_than_a_batch():
-    (batch,) = StepSampler(3, 8, seed=0, start=0, steps=1)
-    assert len(batch) == 8 and {index for index, _ in batch} == {0, 1, 2}
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path):
@@ -258,89 +320,3 @@ def test_channels_last_changes_the_layout_alone(tmp_path):
     conv = run.prepare(conv)
     assert conv.weight.is_contiguous(memory_format=torch.channels_last_3d)
     assert torch.equal(conv.weight, before)
-
-
-# --- several processes -----------------------------------------------------------------------------------
-
-
-def _process(rank, world, port, function, arguments):
-    torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    function(rank, *arguments)
-
-
-def in_processes(function, *arguments, world=2):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch._dynamo", "shared.gpu"])
-    processes = [context.Process(target=_process, args=(r, world, port, function, arguments)) for r in range(world)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0] * world
-
-
-def _train_rank(rank, settings):
-    train(settings)
-
-
-def test_two_processes_follow_one_with_batch_norm(tmp_path):
-    train(config(tmp_path, "one", dropout=0.0))
-    in_processes(_train_rank, config(tmp_path, "two", dropout=0.0))
-    one, two = (read_log(tmp_path / name / "log.csv")["loss"] for name in ("one", "two"))
-    assert two == pytest.approx(one, rel=1e-5)
-    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for key, value in a["models"][0].items():
-        torch.testing.assert_close(b["models"][0][key], value, rtol=1e-4, atol=1e-6)
-
-
-def _resume_rank(rank, settings):
-    settings.resume = True
-    train(settings)
-
-
-def test_two_processes_resume_bit_exactly(tmp_path):
-    settings = config(tmp_path, "whole")
-    in_processes(_train_rank, settings)
-    in_processes(_stop_rank, config(tmp_path, "cut"))
-    assert weights(tmp_path / "cut")["step"] == 3
-    in_processes(_resume_rank, config(tmp_path, "cut"))
-    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
-
-
-def _stop_rank(rank, settings):
-    with pytest.raises(KeyboardInterrupt):
-        train(settings, interrupt_at=2 if rank == 1 else None)  # one process is told, both stop
-
-
-def _gather_rank(rank, folder):
-    torch.distributed.init_process_group("gloo")
-    x = torch.full((2, 3), float(rank + 1), requires_grad=True)
-    everything = gather(x)
-    assert everything.shape == (4, 3)
-    everything.square().sum().backward()
-    # Both processes compute the loss, so each element's gradient arrives from both.
-    torch.testing.assert_close(x.grad, 2 * 2 * torch.full((2, 3), float(rank + 1)))
-    torch.distributed.destroy_process_group()
-
-
-def test_gather_is_differentiable(tmp_path):
-    x = torch.ones(2, 3)
-    assert gather(x) is x
-    in_processes(_gather_rank, tmp_path)
-
-
-def test_synced_batch_norm_in_one_process_is_batch_norm(monkeypatch):
-    monkeypatch.setattr(distributed.dist, "all_reduce", lambda tensor: None)
-    torch.manual_seed(0)
-    plain = nn.BatchNorm3d(4)
-    nn.init.normal_(plain.weight)
-    synced = synchronise_batch_norm(nn.Sequential(plain), torch.device("cpu"))[0]
-    assert isinstance(synced, SyncedBatchNorm)
-    x = 3 + 2 * torch.randn(2, 4, 3, 3, 3)
-    torch.testing.assert_close(synced(x), plain(x), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(synced.running_var, plain.running_var, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(synced.eval()(x), plain.eval()(x), rtol=1e-4, atol=1e-5)

@@ -268,7 +268,8 @@ def test_on_the_gpu_as_on_the_cpu():
     x, y = torch.rand(2, 2, 12, 13, 14)
     labels = [1, 2, 3, 9, 100000]
     for metric in OVERLAP:
-        for a, b, some in ((p, t, labels[:4]), (p, t, labels), (p > 1, t > 1, None)):
+        unsigned = [(p.to(dtype), t.to(dtype), labels) for dtype in UNSIGNED]
+        for a, b, some in ((p, t, labels[:4]), (p, t, labels), (p > 1, t > 1, None), *unsigned):
             found = metric(a.cuda(), b.cuda(), some)
             assert found.is_cuda
             close(found.cpu(), metric(a, b, some))

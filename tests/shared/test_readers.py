@@ -112,12 +112,15 @@ def test_an_optional_array_may_be_absent(write, read, name, tmp_path):
         (IMAGE + 0.5, Array(whole=True), ["whole numbers", "0.5"]),
         (IMAGE * 1e30, Array(whole=True), ["too large"]),
         (IMAGE, Array(least=0, most=11), ["23", "from 0 to 11"]),
-        (IMAGE - 1, Array(least=0), ["-1", "at least 0"]),
-        (IMAGE, Array(most=3), ["23", "at most 3"]),
-        (IMAGE > 5, Array(most=0), ["1", "at most 0"]),
+        (IMAGE - 1, Array(least=0), ["-1", "values from 0"]),
+        (IMAGE, Array(most=3), ["23", "values to 3"]),
+        (IMAGE > 5, Array(most=0), ["1", "from 0 to 0"]),
         (IMAGE * 1e300, Array(dtype=np.float32), ["2.3e+301", "float32"]),
-        (IMAGE.astype(np.int64) * 100, Array(dtype=np.uint8), ["2300", "uint8"]),
-        (IMAGE - 1, Array(dtype=np.uint8), ["-1", "uint8"]),
+        (IMAGE.astype(np.int64) * 100, Array(dtype=np.uint8), ["2300", "from 0 to 255"]),
+        (IMAGE - 1, Array(dtype=np.uint8), ["-1", "from 0 to 255"]),
+        (IMAGE + 0.5, Array(dtype=np.uint8), ["whole numbers", "0.5"]),
+        (IMAGE, Array(dtype=bool), ["23", "from 0 to 1"]),
+        (IMAGE, Array(dtype=np.uint8, most=1000, least=1), ["0", "from 1 to 255"]),
         (np.zeros(3, [("a", "f4")]), Array(), ["real numbers"]),
     ],
 )
@@ -355,15 +358,13 @@ def test_a_zip_bomb_takes_no_memory(tmp_path):
     refused(lambda: read_npz(tmp_path / "a.npz", {"x": Array()}), "a.npz", "9.69 GiB", "limit")
 
 
-def test_names_in_an_npz(tmp_path):
-    assert readers.names_in_npz(write_npz(tmp_path / "a.npz", x=IMAGE, y=LABEL)) == ["x", "y"]
+def test_an_array_twice_in_an_npz(tmp_path):
     stream = io.BytesIO()
     np.save(stream, IMAGE)
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("x.npy", stream.getvalue())
         archive.writestr("x", stream.getvalue())
     refused(lambda: read_npz(tmp_path / "a.npz", {"x": Array()}), "a.npz", "'x' comes 2 times")
-    refused(lambda: readers.names_in_npz(tmp_path / "a.npz"), "'x' comes 2 times")
 
 
 def test_text_in_an_npz(tmp_path):
