@@ -81,7 +81,7 @@ def test_a_training_that_stopped_is_not_what_another_starts_from(scaffold, tmp_p
     text = toml.read_text("utf-8")
     tuned = '[[variant]]\nname = "tuned"\nlabel = "Tuned"\nrole = "ablation"\nneeds = "full"\n\n[[metric]]'
     toml.write_text(text.replace("[[metric]]", tuned, 1), "utf-8")
-    text = train.read_text("utf-8").replace('VARIANTS = {"full": {}', 'VARIANTS = {"full": {}, "tuned": {}')
+    text = train.read_text("utf-8").replace('"full": {},', '"full": {}, "tuned": {},')
     nan = """        if config.variant == "full" and run.step == 2:
             run.save()
             loss = loss * float("nan")

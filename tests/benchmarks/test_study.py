@@ -134,9 +134,9 @@ def test_an_effect_that_vanishes_with_training_is_still_moving(scaffold, tmp_pat
     root = copy_of(scaffold, tmp_path / "repository")
     train = root / "papers" / "scaffold" / "train.py"
     text = train.read_text("utf-8")
-    slower = text.replace('"shallow": {"depth": 0}', '"shallow": {"lr": 2e-3}')
+    slower = text.replace('"shallow": {"depth": 0}', '"shallow": {"lr": 5e-3}')
     slower = re.sub(
-        r'"study": \{.*\}', '"study": {"width": 8, "depth": 1, "steps": 40, "batch_size": 4, "lr": 1e-2}', slower
+        r'"study": \{.*\}', '"study": {"width": 8, "depth": 0, "steps": 80, "batch_size": 4, "lr": 2e-2}', slower
     )
     assert slower.count('"lr": ') == 2
     train.write_text(slower, "utf-8")
