@@ -170,6 +170,9 @@ def _train(setup: Setup, config, state: dict, label: str, row: int) -> dict:
     if (folder / "checkpoint.pt").exists() and not _can_go_on(setup, folder):
         say(f"{label}: what an interrupted training left is damaged: trained from the start")
         _begin(folder, state["started"])
+    for hidden in folder.glob(".*"):
+        if hidden.is_dir():  # where a lock or a report of what was used should be
+            remove(hidden)
     go_on = (folder / "checkpoint.pt").exists()
     used = setup.steps.run(f"papers.{setup.slug}.train", "train", arguments, folder, row, go_on)
     state = {**state, "trained": True, "training_used": used}
