@@ -20,7 +20,7 @@ from shared.errors import InputError
 from shared.files import write_atomically
 
 NOT_IN_DIGEST = ("data", "out", "device", "workers", "resume", "overwrite", "checkpoint_every", "init")
-NOT_IN_NUMBERS = ("cli", "errors", "figures", "files", "finite", "training_log")
+NOT_IN_NUMBERS = ("cli", "errors", "figures", "files", "finite", "locks", "training_log")
 """files of `shared/` that no number depends on (a configuration is in the digest itself)"""
 FRESH = 3.0
 """seconds: a file that was just written could be written again without its times changing"""

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import ledger, lock, machine
+from benchmarks import ledger, machine
 from benchmarks.lock import locked
 from benchmarks.steps import Steps
 from shared.errors import InputError
@@ -53,24 +53,17 @@ def test_processor_time_of_a_steps_own_children_counts(tmp_path):
 
 HOLDER = """
 import sys
-hidden = sys.argv[2] == "True"
-if hidden:
-    sys.modules["fcntl"] = None
 from pathlib import Path
-from benchmarks.lock import fcntl, locked
-assert (fcntl is None) == hidden
+from benchmarks.lock import locked
 with locked(Path(sys.argv[1]), "in use"):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("hidden", [False, True], ids=["fcntl", "without fcntl"])
-def test_one_process_at_a_time_in_a_folder(tmp_path, monkeypatch, hidden):
-    if hidden:
-        monkeypatch.setattr(lock, "fcntl", None)
+def test_one_runner_at_a_time_in_a_folder(tmp_path):
     path = tmp_path / "run" / ".lock"
-    arguments = [sys.executable, "-c", HOLDER, str(path), str(hidden)]
+    arguments = [sys.executable, "-c", HOLDER, str(path)]
     holder = subprocess.Popen(arguments, cwd=ledger.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline().strip() == "held"
@@ -82,20 +75,11 @@ def test_one_process_at_a_time_in_a_folder(tmp_path, monkeypatch, hidden):
         holder.wait()
     with locked(path, "in use"):
         pass
-    path.unlink(missing_ok=True)
+    path.unlink()
     path.mkdir()
     (path / "inside").touch()
     with locked(path, "in use"):
         assert path.is_file()
-
-
-def test_a_drive_without_locks_is_no_other_process(tmp_path, monkeypatch):
-    def refuse(*arguments):
-        raise OSError(95, "not supported")
-
-    monkeypatch.setattr(lock, "fcntl", SimpleNamespace(flock=refuse, LOCK_EX=0, LOCK_NB=0))
-    with locked(tmp_path / ".lock", "in use"):
-        pass
 
 
 def test_the_runner_answers_where_things_are_missing():
