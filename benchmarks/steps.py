@@ -64,6 +64,9 @@ class Steps:
 
     def __init__(self, preload: list[str], parallel: int = 1):
         self.threads = max(1, machine.cores() // parallel)
+        # `start` looks after all processes that have ended. While another thread joins one of them, both would read
+        # its exit code, which can be read once: the later gets 255.
+        self.one_at_a_time = threading.Lock()
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ledger.ROOT), os.environ.get("PYTHONPATH", "")])
         if sys.platform == "darwin":  # there a process that has used the system's libraries can't be forked safely
             self.context = multiprocessing.get_context("spawn")
@@ -95,12 +98,18 @@ class Steps:
         if not go_on or not report.is_file():
             remove(report)
         process = self.context.Process(target=_child, args=(module, function, arguments, report, self.threads, row))
-        process.start()
+        with self.one_at_a_time:
+            process.start()
         try:
-            process.join()
+            multiprocessing.connection.wait([process.sentinel])
         except KeyboardInterrupt:
-            process.join()  # Ctrl-C reached the step as well: let it write its checkpoint
+            multiprocessing.connection.wait(
+                [process.sentinel]
+            )  # Ctrl-C reached the step, too: it writes its checkpoint
             raise
+        finally:
+            with self.one_at_a_time:
+                process.join()
         if process.exitcode == 0:
             used = read_marker(report)
             remove(report)
