@@ -161,7 +161,8 @@ def test_evidence(slug):
         few = {name: number for name, number in seeds(profile, dataset).items() if number < 3}
         assert not few, f"profile {profile} on {dataset}: expected 3 seeds or more, found {few}"
     settings = paper["profiles"]["cpu"].get("claims", [claim["id"] for claim in paper["claim"]])
-    assert main["id"] in settings, "profile cpu does not claim the headline"
+    # A headline that still moves with training is left to the study; then cpu claims its controls.
+    assert {main["id"], *main["requires"]} & set(settings), "profile cpu claims neither the headline nor its controls"
     run = set(plan.make_plan(paper, "study", "standin", True, None, None, False).seeds)
     chosen = paper["profiles"]["study"].get("claims")
     for claim in ledger.claims_for(paper, "standin"):
