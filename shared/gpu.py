@@ -56,7 +56,7 @@ from shared.distributed import synchronise_batch_norm
 from shared.errors import InputError
 from shared.files import refuse_overwriting_inputs, write_atomically
 from shared.locks import Lock
-from shared.sampling import SeededSamples, StepSampler
+from shared.sampling import SeededSamples, StepSampler, read_batches
 from shared.training_log import TrainingLog
 
 
@@ -388,7 +388,7 @@ class Run:
         )
         self._saved_at = time.monotonic()
         with self._interruptible(), bar:
-            for position, batch in enumerate(loader):
+            for position, batch in enumerate(read_batches(loader)):
                 self._micro = position % config.accumulate
                 last = self._micro == config.accumulate - 1
                 for wrapped in self._wrapped:

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
+
+from shared.errors import InputError
 
 
 class StepSampler:
@@ -66,3 +68,18 @@ class SeededSamples(Dataset):
             np.random.set_state(numpy_state)
             random.setstate(python_state)
             torch.set_rng_state(torch_state)
+
+
+def read_batches(loader: DataLoader) -> Iterator:
+    """The batches of a loader; what is wrong with a file is said in the same sentence by workers as without them.
+
+    Raises:
+        InputError, OSError: by the data set; torch puts a worker's traceback around their text.
+    """
+    try:
+        yield from loader
+    except (InputError, OSError) as error:
+        if "Original Traceback" not in str(error):
+            raise
+        last = str(error).strip().splitlines()[-1]
+        raise InputError(last.partition(": ")[2] or last) from error

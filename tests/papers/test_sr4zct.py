@@ -377,13 +377,13 @@ def test_apply_puts_every_voxel_where_it_was(tmp_path, axis, flip):
     shape = np.array([20, 21, 22])
     shape[axis] = 9
     nifti.save(tmp_path / "scan.nii.gz", phantom(affine, tuple(shape)).astype(np.float32), affine=affine)
-    values = {"data": tmp_path, "out": tmp_path, "settings": ("5/2.2222222",), "pixel": 0.9, "identity": True}
+    values = {"data": tmp_path, "out": tmp_path / "run", "settings": ("5/2.2222222",), "pixel": 0.9, "identity": True}
     config = configure(Config, PROFILES, VARIANTS, "smoke", "full", **values)
     run = gpu.Run(config, paper="sr4zct")
     run.prepare(model.MSD(config.depth, config.dilations, identity=True))
     run.save()
     out = tmp_path / "iso.nii.gz"
-    eval.apply(tmp_path / "scan.nii.gz", out, tmp_path / "checkpoint.pt", thickness=4.5, device="cpu")
+    eval.apply(tmp_path / "scan.nii.gz", out, run.checkpoint_path, thickness=4.5, device="cpu")
     result = nifti.load(out)
     assert result.spacing == pytest.approx((0.9, 0.9, 0.9))
     expected = phantom(result.affine, result.shape)

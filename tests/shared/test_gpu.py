@@ -1,5 +1,6 @@
 """Runs: stopping, resuming, losses, the folder that they write to. The contract tests them through every paper too."""
 
+import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from shared import gpu
 from shared.checkpoints import save_checkpoint
 from shared.errors import InputError
 from shared.training_log import read_log
+from tests.shared import toy
 from tests.shared.toy import Noisy, config, same, train, weights
 
 ROOT = Path(__file__).parents[2]
@@ -156,6 +158,27 @@ def test_what_the_interrupt_message_says_works_as_typed(tmp_path, argv, values):
     assert weights(out)["step"] == 30
     train(config(tmp_path, "whole", steps=30, **values))
     assert same(weights(out), weights(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("limit, what", [(20_000, "checkpoint.pt"), (300, "config.json")])
+def test_a_full_disk_ends_a_training_with_a_sentence(tmp_path, capsys, limit, what):
+    """What was written is whole, and the training goes on from it when there is space again."""
+    argv = ["--data", str(tmp_path), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            toy.main(argv)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2 and message.count("\n") == 1 and f"run/{what}: " in message
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == ({".lock", "config.json", "log.csv"} if what == "checkpoint.pt" else {".lock"})
+    toy.main([*argv, "--resume"])
+    assert weights(tmp_path / "run")["step"] == 8 and read_log(tmp_path / "run" / "log.csv")["step"] == list(
+        range(1, 9)
+    )
 
 
 # --- weights and random draws by seed ---------------------------------------------------------------------

@@ -1,6 +1,11 @@
 """The order of the samples is a function of the step."""
 
+import pytest
+
+from shared import gpu
+from shared.errors import InputError
 from shared.sampling import StepSampler
+from tests.shared.toy import Noisy, config
 
 
 def test_sampler_covers_each_epoch_once_and_divides_a_batch():
@@ -18,3 +23,31 @@ def test_sampler_covers_each_epoch_once_and_divides_a_batch():
 def test_sampler_of_a_set_smaller_than_a_batch():
     (batch,) = StepSampler(3, 8, seed=0, start=0, steps=1)
     assert len(batch) == 8 and {index for index, _ in batch} == {0, 1, 2}
+
+
+class Broken(Noisy):
+    """One of its samples can't be read."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def __getitem__(self, index):
+        if index == 7:
+            raise self.error
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("error, words", [
+    (InputError("scans/a.nii: truncated: expected 5 bytes"), "^scans/a.nii: truncated: expected 5 bytes$"),
+    (FileNotFoundError(2, "No such file or directory", "scans/b.nii"), "No such file or directory: 'scans/b.nii'$"),
+])  # fmt: skip
+def test_a_broken_file_is_the_same_sentence_in_workers(tmp_path, workers, error, words):
+    settings = config(tmp_path, workers=workers)
+    run = gpu.Run(settings, paper="toy")
+    run.restore()
+    with pytest.raises((InputError, OSError), match=words) as raised:
+        for _ in run.batches(Broken(error), 3):
+            pass
+    assert "\n" not in str(raised.value)
