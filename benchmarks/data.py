@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
         options = tyro.cli(Options, args=argv)
         need_checkout()
         paper = load_paper(options.paper, options.profile)
-        make_standin(options.paper, options.profile, Steps(["numpy", "torch", "benchmarks.data"]))
+        make_standin(options.paper, options.profile, Steps(["numpy", "torch", "benchmarks.steps"]))
         print(f"The stand-in: {' '.join(paper['standin'].split())}")
         for dataset in paper["datasets"]:
             print(f"The real data: {dataset['name']} ({dataset['n']}), access: {dataset['access']}, {dataset['url']}")

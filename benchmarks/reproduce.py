@@ -93,7 +93,7 @@ def reproduce(slug: str, options: Options) -> tuple[dict, list[str]]:
     sentence = f"{relative(root)} is in use by another `make reproduce`: wait for it or stop it"
     with locked(root / ".lock", sentence):
         modules = [f"papers.{slug}.{name}" for name in ("train", "eval", "model")]
-        steps = Steps(["torch", "torch._dynamo", *modules, "benchmarks.reproduce"], parallel)
+        steps = Steps(["torch", "torch._dynamo", *modules, "benchmarks.outcome", "benchmarks.panel"], parallel)
         data = make_standin(slug, options.profile, steps) if standin else real_data(folder)
         setup = Setup(slug, options.profile, root, data, options.device, overrides, plan, steps)
         used, failed = run_all(setup, parallel, seconds)

@@ -46,6 +46,7 @@ def undisturbed(scaffold):
     done = run(scaffold, "--profile", "smoke", "--set", "steps=300")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "C1" in done.stdout and "PSNR" in done.stdout and "the paper: Table 1: 30 > 25 dB" in done.stdout
+    assert not done.stderr
     return result_of(scaffold)
 
 
