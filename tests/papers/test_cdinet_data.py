@@ -96,7 +96,7 @@ def with_value(value):
         ("Amap", None, "no array .Amap"),
         ("Amap", lambda a: a.T, "expected"),
         ("Proj_FD_FA_EM", with_value(np.nan), "NaN"),
-        ("Proj_LD_LA_EM", with_value(-1), "at least 0"),
+        ("Proj_LD_LA_EM", with_value(-1), "values from 0"),
         ("Mask_Proj", with_value(0.5), "1 where measured"),
         ("Proj_LD_LA_EM", lambda a: a * 0.1, "low-dose scale"),
     ],
@@ -230,7 +230,7 @@ def test_own_projections_as_h5_and_nifti(tmp_path):
 
 
 @pytest.mark.parametrize("counts, message", [
-    (np.zeros((8, 8, 7)), "the counts are"), (np.full((8, 8, 20), -1.0), "at least 0"),
+    (np.zeros((8, 8, 7)), "the counts are"), (np.full((8, 8, 20), -1.0), "values from 0"),
 ])  # fmt: skip
 def test_own_projections_that_can_not_be(tmp_path, counts, message):
     geometry = PinholeGeometry.ge570c((12, 12, 8), 24.0, (8, 8))
