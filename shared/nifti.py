@@ -123,7 +123,8 @@ def load(
     Args:
         path: the file.
         ndim: number of dimensions that the caller can use, 3 or {3, 4}; None for any of 2, 3 and 4.
-        dtype: convert the voxels to this type; to an integer type only if nothing is lost.
+        dtype: convert the voxels to this type; to an integer type only if nothing is lost. Complex voxels are
+            refused unless a complex type is asked for.
         allow_nan: accept NaN and infinite voxels.
 
     Raises:
@@ -166,8 +167,8 @@ def load(
         raise InputError(damaged.format(reason=reason)) from error
     if not allow_nan:
         _check_finite(data, str(path))
-    if dtype is not None:
-        data = cast(data, np.dtype(dtype), str(path))
+    if dtype is not None or data.dtype.kind == "c":
+        data = cast(data, np.dtype(dtype or np.float64), str(path))
     return Image(data, affine, image.header, path)
 
 

@@ -20,7 +20,7 @@ from shared.errors import InputError
 from tests.test_contract import assert_one_sentence, module
 
 # Papers that still pair labels with images by their shapes alone. This set only shrinks.
-NOT_YET = {"cgc", "mddpm", "nio"}
+NOT_YET = {"cgc", "mddpm"}
 
 
 def papers(wanted, not_yet=frozenset()):
@@ -88,13 +88,15 @@ def test_a_label_belongs_to_its_image(slug, smoke_data, smoke_run, tmp_path):
     """Labels that lie elsewhere are refused by name, or change the scores; labels in another order change nothing."""
     checkpoint = smoke_run(slug) / "checkpoint.pt"
     before = measured(slug, smoke_data(slug), checkpoint, tmp_path / "before")
-    for pattern in patterns(ledger.load_paper(slug)):
+    paper = ledger.load_paper(slug)
+    for pattern in patterns(paper):
         for change, same in ((move, False), (mirror_header, False), (mirror, True)):
             copy, out = tmp_path / "data", tmp_path / "scores"
             shutil.copytree(smoke_data(slug), copy)
             labels = sorted(copy.glob(pattern))
             assert labels, f"paper.toml: contract.label = '{pattern}' matches nothing"
-            for path in labels:
+            # Where pairs are compared, a fault of both sides could cancel out: every second one is changed.
+            for path in labels[:: 2 if paper["task"] == "registration" else 1]:
                 change(path)
             try:
                 after = measured(slug, copy, checkpoint, out)

@@ -6,7 +6,6 @@ DATA/dirlab/Case1Pack/Masks/case1_T00.nii.gz                    lung masks, not 
 DATA/dirlab/geometry.json                                       only if sizes differ from the release's
 """
 
-import json
 import re
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from papers.nio.data import FOLDERS, Breath, Pair
 from shared import nifti
 from shared.errors import InputError
 from shared.files import refuse_duplicates
+from shared.readers import read_json, reading
 
 HU_WINDOW = (-1000.0, 0.0)
 """CT numbers that become 0 and 1: lung parenchyma and vessels"""
@@ -63,13 +63,10 @@ def geometry(root: Path) -> dict[int, tuple[tuple, tuple]]:
     path = Path(root) / FOLDERS["lung"] / "geometry.json"
     if not path.exists():
         return DIRLAB
-    try:
-        table = json.loads(path.read_text("utf-8"))
-        return {
-            int(n): (tuple(map(int, v["size"])), tuple(map(float, v["spacing_mm"]))) for n, v in table.items()
-        }  # fmt: skip
-    except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise InputError(f'{path}: expected {{"1": {{"size": [x, y, z], "spacing_mm": [x, y, z]}}, ...}}') from error
+    expected = '{"1": {"size": [x, y, z], "spacing_mm": [x, y, z]}, ...}'
+    table = read_json(path, expected)
+    with reading(path, f"JSON with {expected}"):
+        return {int(n): (tuple(map(int, v["size"])), tuple(map(float, v["spacing_mm"]))) for n, v in table.items()}
 
 
 def read_landmarks(path: Path) -> np.ndarray:
@@ -127,7 +124,7 @@ class Lungs:
 
     def _mask(self, number: int, phase: str) -> np.ndarray:
         path = _one(self.folder(number), rf"case{number}_{phase}\.nii(\.gz)?", f"lung mask of phase {phase}")
-        mask, size = nifti.load(path, ndim=3).data, self.geometry[number][0]
+        mask, size = nifti.load_labels(path, 256, ndim=3).data, self.geometry[number][0]
         if mask.shape != size:
             raise InputError(f"{path}: has shape {mask.shape}, case {number} has {size}")
         if not mask.any():

@@ -32,7 +32,7 @@ def test_a_grid_holds_what_it_was_given(tmp_path):
         [RAMP, Picture(RAMP, truth=MASK), Picture(torch.from_numpy(RAMP), truth=MASK, found=np.roll(MASK, 3, 1))],
         [None, Picture(text="none predicted"), Picture(RAMP, labels=MASK.astype(int))],
     ]
-    out = tmp_path / "new" / "panel.png"
+    out, open_before = tmp_path / "new" / "panel.png", figures.pyplot().get_fignums()
     grid = grid_of_pictures(rows, ["image", "truth", "found"], out, row_labels=["a", "b"], label_names=["organ"])
     assert grid.axes.shape == (2, 3) and grid.room is None
     np.testing.assert_array_equal(images_of(grid.axes[0, 2])[0].get_array(), RAMP)
@@ -44,7 +44,7 @@ def test_a_grid_holds_what_it_was_given(tmp_path):
     assert pixels_near(picture, figures.TRUTH) > 100 and pixels_near(picture, figures.FOUND) > 50
     legend = [text.get_text() for text in grid.figure.legends[0].get_texts()]
     assert legend == ["organ", "truth", "found"]
-    assert not figures.pyplot().get_fignums(), "the figure is still open"
+    assert figures.pyplot().get_fignums() == open_before, "the figure is still open"
 
 
 def test_no_outline_without_a_mask_or_with_one_that_has_no_edge():

@@ -263,6 +263,15 @@ def test_load_converts_to_the_wanted_dtype(tmp_path):
     assert nifti.load(tmp_path / "a.nii", ndim={3, 4}).shape == (4, 5, 6)
 
 
+def test_complex_voxels_are_read_only_when_asked_for(tmp_path):
+    data = noise((4, 5, 6)).astype(np.complex64) * (1 + 1j)
+    nifti.save(tmp_path / "a.nii", data, affine=affine_of())
+    for read in (nifti.load, lambda path: nifti.load_labels(path, 1000)):
+        with pytest.raises(InputError, match="complex voxels.*magnitude"):
+            read(tmp_path / "a.nii")
+    np.testing.assert_array_equal(nifti.load(tmp_path / "a.nii", dtype=np.complex64).data, data)
+
+
 @pytest.mark.parametrize(
     "data, stored",
     [
