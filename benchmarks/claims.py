@@ -25,8 +25,9 @@ A claim that beats a baseline is cheap where the baseline does not work. `requir
 claims on the baseline alone: unless all of them are reproduced, "reproduced" becomes "inconclusive".
 
 A difference may also be one of short training. Where a result has the headline's variants at half and double
-length, too (profile `study`), its contrasts are computed there as well, and if one has the other sign at double length
-or lies outside of the interval at full length, the verdict is "inconclusive: still moving with training".
+length, too (profile `study`), its contrasts and those of the other claims about the same variants are computed there as
+well (controls apart: what they say is that a baseline works at all). If one has the other sign at double length or lies
+outside of the interval at full length, the verdict is "inconclusive: still moving with training".
 """
 
 import math
@@ -47,6 +48,7 @@ from benchmarks.ledger import (
     controls_of,
     headline,
     short,
+    trains,
 )
 
 KINDS = ("order", "best", "trend", "contrast", "value", "equal")
@@ -277,11 +279,28 @@ def check(claim: dict, results: dict, better: str, planned: Collection[str] = ()
     return {"verdict": verdict, **({"reason": reason} if reason else {}), "evidence": evidence}
 
 
+def with_lengths(paper: dict, dataset: str) -> list[dict]:
+    """The claims that a length curve speaks about: the headline, and those that compare no other variants than it does.
+
+    Not among them are controls, and claims about variants in which nothing is trained.
+    """
+    main = headline(paper, dataset)
+    if main is None:
+        return []
+    names, controls = set(variants_of(main)), controls_of(paper)
+
+    def fits(claim: dict) -> bool:
+        own = variants_of(claim)
+        return claim["id"] not in controls and set(own) <= names and any(trains(paper, name) for name in own)
+
+    return [claim for claim in claims_for(paper, dataset) if claim is main or fits(claim)]
+
+
 def lengths_of(claim: dict, result: dict, better: str, evidence: list[dict]) -> list[dict]:
     """Each contrast of a claim at half, full and double length of training.
 
     Args:
-        claim: the headline.
+        claim: one of `with_lengths`.
         result: with `lengths`, where each of the claim's variants is at half and at double length.
         better: "lower" or "higher".
         evidence: of the claim at full length, with all seeds.
@@ -320,8 +339,9 @@ def lengths_of(claim: dict, result: dict, better: str, evidence: list[dict]) -> 
 
 
 def _still_moving(verdict: dict, claim: dict, result: dict, better: str) -> dict:
-    """The headline's verdict, with its length curve where the result has one."""
-    if "lengths" not in result or not verdict["evidence"]:
+    """The verdict on a claim of `with_lengths`, with its length curve."""
+    decided = verdict["verdict"] in (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE)
+    if not verdict["evidence"] or not decided:
         return verdict
     try:
         rows = lengths_of(claim, result, better, verdict["evidence"])
@@ -329,7 +349,7 @@ def _still_moving(verdict: dict, claim: dict, result: dict, better: str) -> dict
         return {**verdict, "verdict": INCONCLUSIVE, "reason": f"no length curve: {error}"}
     verdict = {**verdict, "lengths": rows}
     moving = [row for row in rows if row["moving"]]
-    if moving and verdict["verdict"] in (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE):
+    if moving:
         numbers = "; ".join(
             f"{row['compared']} " + ", ".join(f"{row['means'][length]:+.3g}" for length in ("0.5", "1", "2"))
             for row in moving
@@ -347,18 +367,19 @@ def check_all(paper: dict, result: dict) -> dict[str, dict]:
         result: as in the ledger; of it `dataset`, `profile`, `seeds`, `results` and, where it has them, `lengths`.
 
     Returns:
-        id of the claim -> what `check` says. The headline has its length curve as `lengths`, controls are marked by
+        id of the claim -> what `check` says. Where there is a length curve, it is `lengths`; controls are marked by
         `control`. A claim that is reproduced while one of its controls (`requires`) is not becomes inconclusive and
         says why; other verdicts stay. A claim that the profile does not name is not run in it.
     """
     better = {metric["column"]: metric["better"] for metric in paper["metric"]}
-    claims, main = claims_for(paper, result["dataset"]), headline(paper, result["dataset"])
+    claims = claims_for(paper, result["dataset"])
+    curved = with_lengths(paper, result["dataset"]) if "lengths" in result else []
     controls, planned = controls_of(paper), set(result["seeds"])
     alone = {}
     for claim in claims:
         way = better[claim["metric"]]
         verdict = check(claim, result["results"], way, planned)
-        alone[claim["id"]] = _still_moving(verdict, claim, result, way) if claim is main else verdict
+        alone[claim["id"]] = _still_moving(verdict, claim, result, way) if claim in curved else verdict
     chosen = paper.get("profiles", {}).get(result["profile"], {}).get("claims")
     if chosen is not None:
         chosen = {*chosen, *(name for claim in claims if claim["id"] in chosen for name in claim.get("requires", []))}

@@ -108,6 +108,12 @@ def headline(paper: dict, dataset: str) -> dict | None:
     return None
 
 
+def trains(paper: dict, name: str) -> bool:
+    """Whether the numbers of a variant come out of a training, its own or one that it needs."""
+    variant = next(variant for variant in paper["variant"] if variant["name"] == name)
+    return variant["role"] != "input" or bool(variant.get("needs") and trains(paper, variant["needs"]))
+
+
 def is_own(paper: dict, dataset: str) -> bool:
     """Whether a data set in the ledger is one of the paper's own (`own` in paper.toml), as it used it."""
     return any(fnmatch(dataset, pattern) for pattern in paper.get("own", []))
@@ -316,7 +322,7 @@ def _columns_of(results: dict) -> list[str]:
 def write_result(result: dict, path: Path) -> None:
     """Write a result, atomically, numbers to 6 significant digits and one test case per line, so that a diff is read.
 
-    Of `curves` a run is a line. What `lengths` needs is the headline's metric alone, see `only_columns`.
+    Of `curves` a run is a line. `lengths` needs the metrics of a few claims alone, see `only_columns`.
 
     Raises:
         ValueError: a smoke result on its way into the ledger.

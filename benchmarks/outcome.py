@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from benchmarks import ledger, machine
-from benchmarks.claims import check_all, variants_of
+from benchmarks.claims import check_all, variants_of, with_lengths
 from benchmarks.plan import Training
 from benchmarks.runs import Setup
 
@@ -52,8 +52,9 @@ def thinned(length: int, points: int) -> list[int]:
     return [(index + 1) * length // points - 1 for index in range(points)]
 
 
-def lengths_of(setup: Setup, paper: dict, used: dict[Training, dict], results: dict) -> dict | None:
-    """The length curve: what the settings are at each length, and the headline's metric beside that at full length."""
+def lengths_of(setup: Setup, paper: dict, dataset: str, used: dict[Training, dict], results: dict) -> dict | None:
+    """The length curve: what the settings are at each length, and the results there, of the metrics that claims about
+    the headline's variants need."""
     curve = setup.plan.curve
     if curve is None:
         return None
@@ -76,7 +77,8 @@ def lengths_of(setup: Setup, paper: dict, used: dict[Training, dict], results: d
                 if training in used:
                     table = read_metrics(setup.folder(training) / "metrics.csv")
                     by_variant.setdefault(name, {})[str(seed)] = table
-    found = {length: ledger.only_columns(tables, [claim["metric"]]) for length, tables in found.items()}
+    metrics = list(dict.fromkeys(item["metric"] for item in with_lengths(paper, dataset)))
+    found = {length: ledger.only_columns(tables, metrics) for length, tables in found.items()}
     return {"setting": list(curve.settings), "values": values, "results": found}
 
 
@@ -127,7 +129,7 @@ def make_result(
     }
     if setup.data.seconds is not None:
         result["data_seconds"] = round(setup.data.seconds, 1)
-    lengths = lengths_of(setup, paper, used, results)
+    lengths = lengths_of(setup, paper, dataset, used, results)
     if lengths:
         result["lengths"] = lengths
     result |= {"curves": curves, "results": results}

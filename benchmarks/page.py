@@ -154,34 +154,33 @@ def claims_table(paper: dict, result: dict) -> str:
 
 
 def length_rows(paper: dict, result: dict) -> list[list[str]]:
-    """The headline's contrasts at half, full and double length, with a row of heads; empty where there are none."""
-    claim = ledger.headline(paper, result["dataset"])
-    curve = verdict_of(result, claim).get("lengths") if claim else None
-    if not curve or "lengths" not in result:
+    """Contrasts of claims at half, full and double length, with a row of heads; empty where there are none."""
+    found = [(claim, verdict_of(result, claim)) for claim in claims_for(paper, result["dataset"])]
+    curves = [(claim, verdict["lengths"]) for claim, verdict in found if "lengths" in verdict]
+    if not curves or "lengths" not in result:
         return []
     values = result["lengths"]["values"]
 
     def setting(length: str) -> str:
         return ", ".join(f"{name} {value}" for name, value in values[length].items())
 
-    rows = [["", *(f"{word} ({setting(length)})" for length, word in LENGTHS.items()), "seeds", "still moving"]]
-    for item in curve:
-        spread = max(item["means"].values()) - min(item["means"].values())
-        digits = decimals(spread / 2, digits_of(paper, claim))
-        means = [number(item["means"][length], digits, sign=True) for length in LENGTHS]
-        rows.append([item["compared"], *means, str(item["seeds"]), "yes" if item["moving"] else "no"])
+    heads = [f"{word} ({setting(length)})" for length, word in LENGTHS.items()]
+    rows = [["claim", "compared", *heads, "seeds", "still moving"]]
+    cases = list(next(iter(next(iter(result["results"].values())).values())))
+    for claim, curve in curves:
+        name = f"{claim['id']}, {head_of(metric_of(paper, claim, cases))}"
+        for item in curve:
+            spread = max(item["means"].values()) - min(item["means"].values())
+            digits = decimals(spread / 2, digits_of(paper, claim))
+            means = [number(item["means"][length], digits, sign=True) for length in LENGTHS]
+            rows.append([name, item["compared"], *means, str(item["seeds"]), "yes" if item["moving"] else "no"])
     return rows
 
 
 def length_table(paper: dict, result: dict) -> str:
     """Markdown table of the length curve, or nothing."""
     rows = length_rows(paper, result)
-    if not rows:
-        return ""
-    claim = ledger.headline(paper, result["dataset"])
-    table = next(iter(next(iter(result["results"].values())).values()))
-    title = f"Length of training, {claim['id']} in {head_of(metric_of(paper, claim, list(table)))}:"
-    return f"{title}\n\n{markdown(rows)}"
+    return f"Length of training:\n\n{markdown(rows)}" if rows else ""
 
 
 # --- the whole -------------------------------------------------------------------------------------------

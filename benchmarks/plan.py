@@ -162,12 +162,6 @@ def seeds_of(
     return numbers
 
 
-def trains(paper: dict, name: str) -> bool:
-    """Whether the numbers of a variant come out of a training, its own or one that it needs."""
-    variant = next(variant for variant in paper["variant"] if variant["name"] == name)
-    return variant["role"] != "input" or bool(variant.get("needs") and trains(paper, variant["needs"]))
-
-
 def length_curve(
     paper: dict, dataset: str, seeds: dict[str, int], needs: dict[str, str | None], chosen: int | None, wanted: bool
 ) -> tuple[LengthCurve | None, str]:
@@ -184,7 +178,7 @@ def length_curve(
     missing = [name for name in names if name not in seeds]
     if missing:
         return None, f"{claim['id']} compares {', '.join(missing)}, which this run leaves out"
-    trained = tuple(name for name in names if trains(paper, name))
+    trained = tuple(name for name in names if ledger.trains(paper, name))
     if not trained:
         return None, f"nothing is trained for {claim['id']}"
     settings = study["length"] if isinstance(study["length"], list) else [study["length"]]

@@ -152,7 +152,7 @@ def test_evidence(slug):
 
     def seeds(profile: str, dataset: str = "standin") -> dict[str, int]:
         found = plan.make_plan(paper, profile, dataset, dataset == "standin", None, None, False).seeds
-        return {name: number for name, number in found.items() if plan.trains(paper, name)}
+        return {name: number for name, number in found.items() if ledger.trains(paper, name)}
 
     for name, number in seeds("study").items():
         least = 5 if name in claims.variants_of(main) else 3

@@ -349,9 +349,11 @@ def a_study(rng, gaps: dict[str, float], better="lower", seeds=5, margin=0.0) ->
     claim = {"id": "C1", "kind": "order", "metric": "error", "variants": ["full", "baseline"], "margin": margin}
     claim["requires"] = ["C0"]
     control = {"id": "C0", "kind": "order", "metric": "error", "variants": ["baseline", "input"]}
+    roles = {"full": "proposed", "baseline": "baseline", "input": "input"}
     paper = {
+        "variant": [{"name": name, "role": role} for name, role in roles.items()],
         "metric": [{"column": "error", "better": better}],
-        "claim": [control, claim, {**claim, "id": "C2"}],
+        "claim": [control, claim, {**claim, "id": "C2"}, {**claim, "id": "C3", "variants": ["full", "input"]}],
         "study": {"length": "steps", "headline": "C1"},
     }
     return paper, result_of(tables(gaps["1"], seeds), "study", lengths=lengths)
@@ -366,7 +368,9 @@ def test_an_effect_that_vanishes_with_training_is_still_moving(better, gaps):
     (row,) = found["C1"]["lengths"]
     assert row["moving"] and row["seeds"] == 3
     assert list(row["means"].values()) == pytest.approx(list(gaps), abs=0.1)
-    assert found["C2"]["verdict"] == (REPRODUCED if gaps[1] > 0 else NOT_REPRODUCED) and "lengths" not in found["C2"]
+    assert found["C2"] == found["C1"], "the same variants, so the same curve"
+    assert "lengths" not in found["C0"], "a control says that a baseline works at all"
+    assert found["C3"]["verdict"] == REPRODUCED and "lengths" not in found["C3"], "the input is not in the headline"
 
 
 @pytest.mark.parametrize("gap, verdict", [(1.0, REPRODUCED), (-1.0, NOT_REPRODUCED)])
