@@ -8,6 +8,7 @@ Then come the names of all columns and of all cases, once, and a row of numbers 
 """
 
 import ast
+import functools
 import hashlib
 import json
 import math
@@ -143,13 +144,18 @@ class _OnlyWhatItDoes(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
+@functools.lru_cache(maxsize=None)
+def _what_it_does(text: str) -> str:
+    tree = ast.parse(text)
+    return ast.dump(_OnlyWhatItDoes(tree).visit(tree))
+
+
 def digest_of_code(files: list[Path]) -> str:
     """Digest of the syntax trees of Python files: comments, docstrings, layout and imports don't count, and neither
     does the module of `shared/` that a name comes from. So what only moved is the same code."""
     digest = hashlib.sha256()
     for path in sorted(files):
-        tree = ast.parse(path.read_text("utf-8"))
-        digest.update(f"{path.name}\n{ast.dump(_OnlyWhatItDoes(tree).visit(tree))}\n".encode())
+        digest.update(f"{path.name}\n{_what_it_does(path.read_text('utf-8'))}\n".encode())
     return digest.hexdigest()[:16]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks import ledger
 from benchmarks.checkout import need_checkout
-from benchmarks.finding import SIGNS, data_name, digits_of, effect, front_row, sentence
+from benchmarks.finding import SIGNS, data_name, digits_of, effect, finding_of, front_row, sentence
 from benchmarks.page import section
 from shared.cli import run_main
 
@@ -19,7 +19,7 @@ BEGIN, END = "<!-- results: made by `make table`, do not edit -->", "<!-- /resul
 
 
 def front_table() -> str:
-    """The table of all papers: a row per data set with the strongest profile there is; under it a sentence for each."""
+    """The table of all papers: a row per data set with the strongest profile there is; under it a sentence per paper."""
     heads = ["paper", "data", "headline metric", "baseline → proposed", "better by [95 %]", "✓ ✗ ○", "profile", "date"]
     lines, findings = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"], []
     for slug in ledger.slugs():
@@ -27,11 +27,33 @@ def front_table() -> str:
         link = f"[{paper['name']}](papers/{slug}/README.md)"
         results = ledger.strongest(ledger.results_of(slug))
         for result in results:
-            lines.append(f"| {' | '.join([link, *front_row(paper, result)])} |")
-            findings.append(f"* {sentence(paper, result)}")
-        if not results:
+            mark = "" if is_current(slug, result) else "*"
+            lines.append(f"| {' | '.join([link, *front_row(paper, result)])}{mark} |")
+        if results:
+            findings.append(f"* {sentence(paper, most_telling(paper, results))}")
+        else:
             lines.append(f"| {link} | not run |" + " – |" * (len(heads) - 2))
+    if any(line.endswith("* |") for line in lines):
+        lines += ["", "\\* measured with an earlier version of the code"]
     return "\n".join([*lines, "", *findings])
+
+
+def is_current(slug: str, result: dict) -> bool:
+    """Whether a result comes from the paper's code as it is."""
+    return result["code"] == ledger.digest_of_paper(slug, result["standin"])
+
+
+def most_telling(paper: dict, results: list[dict]) -> dict:
+    """The result that stands for a paper: one whose headline has numbers, of current code, of a profile that can decide,
+    on the paper's own data; of equals the first."""
+
+    def weight(result: dict) -> tuple[bool, ...]:
+        found = finding_of(paper, result)
+        has_numbers = found is not None and found.row is not None
+        strong, own = result["profile"] in ("study", "paper"), ledger.is_own(paper, result["dataset"])
+        return has_numbers, is_current(paper["slug"], result), strong, own
+
+    return max(results, key=weight)
 
 
 def results_md() -> str:

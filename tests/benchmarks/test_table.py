@@ -221,5 +221,21 @@ def test_the_front_table_fits_a_screen():
             assert len("  ".join(cells)) <= 110, cells
 
 
+def test_a_paper_has_one_sentence_on_the_front_page():
+    """On its own data, if that was measured in earnest and with the code as it is."""
+    text = table.front_table()
+    for slug in ledger.slugs():
+        assert text.count(f"* **{ledger.load_paper(slug)['name']}**, ") <= 1
+    paper, study = made_up()
+    paper["own"], code = ["real"], ledger.digest_of_paper("madeup", True)
+    study["code"] = code
+    quick = {**study, "dataset": "other", "profile": "cpu"}
+    real = {**study, "dataset": "real", "standin": False, "code": ledger.digest_of_paper("madeup", False)}
+    assert table.most_telling(paper, [quick, study])["dataset"] == "standin"
+    assert table.most_telling(paper, [quick, study, real])["dataset"] == "real"
+    assert table.most_telling(paper, [quick, study, {**real, "code": "older"}])["dataset"] == "standin"
+    assert table.most_telling(paper, [quick, {**study, "code": "older"}])["dataset"] == "other"
+
+
 def test_examples_in_docstrings():
     assert doctest.testmod(finding).failed == 0
