@@ -144,7 +144,7 @@ class _OnlyWhatItDoes(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _what_it_does(text: str) -> str:
     tree = ast.parse(text)
     return ast.dump(_OnlyWhatItDoes(tree).visit(tree))

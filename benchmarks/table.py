@@ -19,7 +19,7 @@ BEGIN, END = "<!-- results: made by `make table`, do not edit -->", "<!-- /resul
 
 
 def front_table() -> str:
-    """The table of all papers: a row per data set with the strongest profile there is; under it a sentence per paper."""
+    """The table of all papers: a row per data set with the strongest profile there is, and a sentence per paper."""
     heads = ["paper", "data", "headline metric", "baseline → proposed", "better by [95 %]", "✓ ✗ ○", "profile", "date"]
     lines, findings = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"], []
     for slug in ledger.slugs():
@@ -44,8 +44,8 @@ def is_current(slug: str, result: dict) -> bool:
 
 
 def most_telling(paper: dict, results: list[dict]) -> dict:
-    """The result that stands for a paper: one whose headline has numbers, of current code, of a profile that can decide,
-    on the paper's own data; of equals the first."""
+    """The result that stands for a paper: its headline has numbers, it is of current code, of a profile that can decide,
+    on the paper's own data, in this order; of equals the first."""
 
     def weight(result: dict) -> tuple[bool, ...]:
         found = finding_of(paper, result)
