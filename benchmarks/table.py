@@ -44,7 +44,7 @@ def is_current(slug: str, result: dict) -> bool:
 
 
 def most_telling(paper: dict, results: list[dict]) -> dict:
-    """The result that stands for a paper: its headline has numbers, it is of current code, of a profile that can decide,
+    """The result that stands for a paper: one whose headline has numbers, of current code, of a profile that decides,
     on the paper's own data, in this order; of equals the first."""
 
     def weight(result: dict) -> tuple[bool, ...]:
