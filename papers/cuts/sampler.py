@@ -7,9 +7,6 @@ drawn from torch's generator, so that a data set's `__getitem__` can call it.
 import torch
 from torch import Tensor
 
-# A patch without contrast has no range of its own; then one grey level of 8 bits counts as the range.
-SMALLEST_RANGE = 2 / 255
-
 
 def patches_at(image: Tensor, pixels: Tensor, patch: int = 5) -> Tensor:
     """Patches (..., C, p, p) of `image` (C, H, W) around `pixels` (..., 2), at least p // 2 from the border."""
@@ -23,15 +20,14 @@ def patch_ssim(anchor: Tensor, other: Tensor) -> Tensor:
     """SSIM of patches (..., C, p, p) with one uniform window of the patch's size, mean over the channels.
 
     The closed form of what `skimage.metrics.structural_similarity` gives for such patches: means, sample
-    variances and covariance; the data range is that of the anchor patch.
+    variances and covariance; the data range is 2, that of an image in [-1, 1].
 
     Example:
         >>> x = torch.rand(3, 5, 5)
         >>> patch_ssim(x, x).item()
         1.0
     """
-    span = (anchor.amax((-3, -2, -1)) - anchor.amin((-3, -2, -1))).clamp_min(SMALLEST_RANGE)[..., None]
-    c1, c2 = (0.01 * span) ** 2, (0.03 * span) ** 2
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
     x, y = anchor.flatten(-2), other.flatten(-2)
     mean_x, mean_y = x.mean(-1), y.mean(-1)
     dx, dy = x - mean_x[..., None], y - mean_y[..., None]
