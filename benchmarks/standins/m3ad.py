@@ -22,7 +22,7 @@ from benchmarks.standins.chest_ct import HU, MU_CM
 from benchmarks.standins.head_slice import acquire, contrast, make_head, smooth_noise
 from benchmarks.standins.torso import LABELS, Torso
 
-Size = Literal["smoke", "cpu", "paper"]
+Size = Literal["smoke", "cpu", "study", "paper"]
 KINDS, KIND_SHARES = ("chest", "head ct", "abdomen ct", "head t1", "head t2"), (0.4, 0.2, 0.2, 0.1, 0.1)
 HEAD_HU = {"scalp": 40.0, "skull": 1000.0, "fluid": 6.0, "grey": 39.0, "white": 30.0, "deep": 37.0}
 T1 = {"scalp": 0.95, "skull": 0.1, "fluid": 0.2, "grey": 0.55, "white": 0.82, "deep": 0.66}
@@ -44,6 +44,7 @@ class Setting:
 SETTINGS = {
     "smoke": Setting(20, (8, 2, 6), 4, 32),
     "cpu": Setting(700, (280, 40, 80), 6, 64),
+    "study": Setting(700, (280, 40, 80), 6, 64),
     "paper": Setting(1500, (280, 40, 80), 6, 128),
 }
 
@@ -267,8 +268,10 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
 
     Args:
         out: folder to create; must not exist or be empty.
-        seed: of everything random. An image depends only on seed, size and its number.
-        size: smoke (seconds), cpu (the default profile, 64 pixels) or paper (128 pixels).
+        seed: of everything random. An image depends only on seed, size and its number, and so do its caption and the
+            choice of its questions, for which numbers of their own are drawn: a simulator may need more of them where
+            a processor rounds otherwise.
+        size: smoke (seconds), cpu and study (the same, 64 pixels) or paper (128 pixels).
 
     Raises:
         InputError: an unknown size, or `out` already holds something.
@@ -286,21 +289,20 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
         (folder / "vqa_rad" / "images").mkdir(parents=True)
         lines = []
         for number in range(setting.captions):
-            rng = np.random.default_rng([seed, 0, number])
-            picture = make_picture(rng, setting.pixels, new=False)
+            picture = make_picture(np.random.default_rng([seed, 0, number]), setting.pixels, new=False)
             Image.fromarray(picture.image).save(folder / f"pretrain/images/p{number:05d}.jpg", quality=92)
-            lines.append(f"p{number:05d}.jpg|{caption(picture, rng)}")
+            lines.append(f"p{number:05d}.jpg|{caption(picture, np.random.default_rng([seed, 2, number]))}")
         (folder / "pretrain" / "captions.txt").write_text("\n".join(lines) + "\n", "utf-8")
         number = qid = 0
         for part, count in zip(("trainset", "valset", "testset"), setting.images):
             entries = []
             for _ in range(count):
-                rng = np.random.default_rng([seed, 1, number])
-                picture = make_picture(rng, setting.pixels, new=True)
+                picture = make_picture(np.random.default_rng([seed, 1, number]), setting.pixels, new=True)
                 name = f"synpic{number:05d}.jpg"
                 Image.fromarray(picture.image).save(folder / "vqa_rad" / "images" / name, quality=92)
                 possible = questions_about(picture)
-                for k in sorted(rng.permutation(len(possible))[: setting.questions]):
+                order = np.random.default_rng([seed, 3, number]).permutation(len(possible))
+                for k in sorted(order[: setting.questions]):
                     kind, question, answer = possible[k]
                     entry = {"qid": qid, "image_name": name, "image_organ": picture.kind.split()[0].upper()}
                     entries.append({**entry, "question": question, "answer": answer, "answer_type": kind})

@@ -1,30 +1,46 @@
 """Parameters and memory of every setting at the paper's sizes, counted without any weights (on the meta device)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from papers.m3ad.backbone import UNUSED_PARAMETERS
-from papers.m3ad.model import M3AD, M3AE, PLACES, Sizes, answer_loss, prepare_tuning
+from papers.m3ad.m3ae import M3AE, Sizes
+from papers.m3ad.model import M3AD, PLACES, answer_loss, prepare_tuning
 
 PAPER_HEADS = {"VQA-RAD": 498, "SLAKE-EN": 222, "MELINDA": 7}
 """answers or classes of the data sets whose head the printed shares confirm"""
+PRINTED_SHARES = {
+    "head": {"VQA-RAD": 0.90, "SLAKE-EN": 0.78, "MELINDA": 0.68},
+    "gen": {"VQA-RAD": 3.96, "SLAKE-EN": 3.85, "MELINDA": 3.76},
+    "full": {"VQA-RAD": 4.16, "SLAKE-EN": 4.04, "MELINDA": 3.95},
+}
+"""variant -> "Params (%)" of Tables 1, 2 and 4"""
+AUDITED = ("head", "vision", "language", "cross", "gen", "full", "ft")
+RUN_BATCH = 8  # of the memory at the run's own sizes
 TEXT_TOKENS = 32
 BYTES = 4  # of a float32 number; AdamW keeps two of them per trained parameter
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained, as for `model.prepare_tuning`."""
+    """What is trained, as for `model.prepare_tuning`, in its order."""
 
     tuning: str
     fusion: bool = False
     places: tuple[str, ...] = PLACES
-    train_poolers: bool = True
     bottleneck: int = 64
     fusion_heads: int = 8
+    train_poolers: bool = True
+
+    def prepared(self, sizes: Sizes, answers: int) -> M3AD:
+        """The model, without any weights."""
+        with torch.device("meta"):
+            model = M3AD(M3AE(sizes), answers)
+            prepare_tuning(model, *(getattr(self, field.name) for field in fields(self)))
+        return model
 
 
 @dataclass(frozen=True)
@@ -124,19 +140,8 @@ def count(model: M3AD, batch: int = 0, text_tokens: int = TEXT_TOKENS, unused: i
 
 @lru_cache(maxsize=2)
 def _paper_model(setting: Setting) -> M3AD:
-    """The paper's model on the meta device, with a head for one answer."""
-    with torch.device("meta"):
-        model = M3AD(M3AE(Sizes()), 1)
-        prepare_tuning(
-            model,
-            setting.tuning,
-            setting.fusion,
-            setting.places,
-            setting.bottleneck,
-            setting.fusion_heads,
-            setting.train_poolers,
-        )
-    return model
+    """The paper's model, with a head for one answer."""
+    return setting.prepared(Sizes(), 1)
 
 
 def at_paper_sizes(setting: Setting, answers: int, batch: int = 0) -> Audit:
@@ -149,3 +154,59 @@ def at_paper_sizes(setting: Setting, answers: int, batch: int = 0) -> Audit:
     model = _paper_model(setting)
     model.head[-1] = torch.nn.Linear(model.head[-1].in_features, answers, device="meta")
     return count(model, batch, TEXT_TOKENS, UNUSED_PARAMETERS)
+
+
+# --- tables ----------------------------------------------------------------------------------------------
+
+
+def setting_of(config) -> Setting:
+    """What a configuration trains, at its own bottleneck and heads."""
+    places = tuple(config.places)
+    return Setting(
+        config.tuning, config.fusion, places, config.bottleneck, config.fusion_heads, config.train_poolers
+    )  # fmt: skip
+
+
+def audit_rows(config, sizes: Sizes, answers: int) -> list[dict]:
+    """Rows of metrics.csv: shares of trained parameters at the paper's sizes, and the memory of training relative to
+    full fine-tuning, at the run's own sizes."""
+    own = setting_of(config)
+    of_paper = replace(own, bottleneck=Setting.bottleneck, fusion_heads=Setting.fusion_heads)
+    rows = []
+    for name, classes in PAPER_HEADS.items():
+        found = at_paper_sizes(of_paper, classes)
+        row = {"case": f"audit {name}", "params_pct": found.share, "fusion_pct": found.fusion_share}
+        printed = PRINTED_SHARES.get(config.variant, {}).get(name)
+        if printed is not None:
+            row["params_error_points"] = round(round(found.share, 2) - printed, 4)
+        rows.append(row)
+    used, full = (
+        count(setting.prepared(sizes, answers), RUN_BATCH, config.text_length).training_bytes
+        for setting in (own, Setting("full"))
+    )
+    return [*rows, {"case": "memory", "memory_pct": 100 * used / full}]
+
+
+def audit_table(batch: int = 64, variants: tuple[str, ...] = AUDITED) -> list[dict[str, str]]:
+    """Parameters and memory of variants at the paper's sizes, beside the printed shares.
+
+    Args:
+        batch: images per update.
+        variants: names.
+    """
+    from papers.m3ad.train import VARIANTS
+
+    full = at_paper_sizes(Setting("full"), PAPER_HEADS["VQA-RAD"], batch)
+    table = []
+    for variant in variants:
+        options = VARIANTS[variant]
+        setting = Setting(options.get("tuning", "adapters"), options.get("fusion", True), options.get("places", PLACES))
+        found = at_paper_sizes(setting, PAPER_HEADS["VQA-RAD"], batch)
+        shares = {f"{name} %": f"{at_paper_sizes(setting, heads).share:.2f}" for name, heads in PAPER_HEADS.items()}
+        table.append({
+            "setting": variant, "trained": str(found.trained), **shares,
+            "printed": " ".join(f"{value:.2f}" for value in PRINTED_SHARES.get(variant, {}).values()) or "-",
+            "weights GiB": f"{found.weights / 2**30:.2f}", "training GiB": f"{found.training_bytes / 2**30:.2f}",
+            "memory %": f"{100 * found.training_bytes / full.training_bytes:.2f}",
+        })  # fmt: skip
+    return table

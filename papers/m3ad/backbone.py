@@ -1,4 +1,4 @@
-"""Weights for the backbone: the released M3AE checkpoint, or CLIP and RoBERTa folders of `transformers`.
+"""Weights for the backbone: a pre-trained stand-in, the released M3AE checkpoint, or folders of `transformers`.
 
 Everything is read from local files; nothing is ever looked for on a network.
 """
@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from papers.m3ad.model import M3AE
+from papers.m3ad.m3ae import M3AE
+from shared.checkpoints import fitting, load_checkpoint
 from shared.errors import InputError
 
 # Parameters of the released class that fine-tuning never uses: CLIP's text embedding (49408 words and 77 positions of
@@ -147,3 +148,20 @@ def load_folders(backbone: M3AE, vision: Path | None, text: Path | None) -> None
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"{folder}: transformers can't read a {kind.__name__} from it: {error}") from error
         _load(backbone, {prefix + name: value for name, value in model.state_dict().items()}, Path(folder), prefix)
+
+
+def pretrained(path: Path | None) -> tuple[dict[str, Tensor], dict, dict]:
+    """Weights of the backbone, vocabulary state and settings out of a checkpoint of variant `pretrain`.
+
+    Raises:
+        InputError: no path, or a checkpoint of another stage.
+    """
+    if path is None:
+        raise InputError("tuning starts from a backbone: give the checkpoint of variant 'pretrain' as --init")
+    content = load_checkpoint(path, "m3ad")
+    with fitting(path):
+        if content["config"]["stage"] != "pretrain":
+            raise InputError(f"{path}: variant '{content['config']['variant']}' is tuned; expected one of 'pretrain'")
+        (state,) = content["models"]
+        weights = {name.removeprefix("backbone."): v for name, v in state.items() if name.startswith("backbone.")}
+        return weights, content["objects"]["vocabulary"], content["config"]

@@ -3,30 +3,20 @@
 All become lists of `Question`; a MELINDA caption is the text and its method the answer.
 """
 
-import csv
-import json
+import itertools
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
-
-from papers.m3ad.vocabulary import PAD, Vocabulary
 from shared.errors import InputError
+from shared.files import inside, refuse_duplicates, refuse_overlap
+from shared.readers import read_csv_rows, read_json, read_text
 
 LAYOUTS = ("vqa_rad", "slake", "medvqa_2019", "melinda")
 FOLDERS = {"slake": ("slake", "slack", "Slake1.0")}  # of a layout inside the data folder, beside its own name
 SPLITS = ("train", "val", "test")
 MED19_CATEGORIES = ("Modality", "Organ", "Plane", "Abnormality")
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 HELD_OUT = 0.1  # share of the training images that validate where a data set has no validation part
-KEPT_PIXELS = 3e8  # images are kept in memory up to this many pixels together
-SPECIAL_TOKENS = (0, PAD, 2)  # start, padding and end are never masked
 
 
 @dataclass(frozen=True)
@@ -78,62 +68,58 @@ def find_layout(root: str | Path, layout: str = "auto") -> tuple[str, Path]:
 
 
 def read_questions(root: str | Path, layout: str = "auto") -> dict[str, list[Question]]:
-    """Questions of "train", "val" and "test". Without a validation part every tenth training image becomes one.
+    """Questions of "train", "val" and "test". VQA-RAD has no validation part; every tenth training image becomes one.
 
     Raises:
-        InputError: a file is missing or broken, an entry lacks a field, or a part is empty.
+        InputError: a file is missing or broken, an entry lacks a field, a part is empty, or a question has the number
+            of another one, be it of another part.
     """
     name, folder = find_layout(root, layout)
     reader = {"vqa_rad": _vqa_rad, "slake": _slake, "medvqa_2019": _medvqa_2019, "melinda": _melinda}[name]
     parts = {split: reader(folder, split) for split in SPLITS}
-    for split in ("train", "test"):
-        if not parts[split]:
+    for split, questions in parts.items():
+        if not questions and split != "val":
             raise InputError(f"{folder} has no questions in its {split} part")
+        refuse_duplicates([question.case for question in questions], f"{folder}: questions of the {split} part")
+    if name in ("vqa_rad", "slake"):  # their numbers are those of the whole set
+        for one, other in itertools.combinations(SPLITS, 2):
+            numbers = ([question.case.partition("/")[2] for question in parts[split]] for split in (one, other))
+            refuse_overlap(*numbers, f"{folder}: numbers of the questions in {one} and {other}")
     if not parts["val"]:
         images = sorted({question.image for question in parts["train"]})
         step = max(2, round(1 / HELD_OUT))
         held_out = set(images[step - 1 :: step]) or set(images[-1:])
         parts["val"] = [question for question in parts["train"] if question.image in held_out]
         parts["train"] = [question for question in parts["train"] if question.image not in held_out]
-    for split, questions in parts.items():
-        cases = [question.case for question in questions]
-        if len(set(cases)) < len(cases):  # numbers that a file uses twice
-            parts[split] = [replace(q, case=f"{q.case}-{k}") for k, q in enumerate(questions)]
+        if not parts["train"]:
+            raise InputError(f"{folder}: all its training questions are about one image; none is left to validate on")
     return parts
 
 
-def _json(path: Path) -> list[dict]:
-    try:
-        entries = json.loads(path.read_text("utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not readable as JSON: it is truncated or not the published file") from error
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise InputError(f"{path}: expected a list of questions, each with its fields")
-    return entries
+def _text(entry: dict, name: str, path: Path, number: int) -> str:
+    """A field as text: a word or a number."""
+    value = entry.get(name)
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+        found = "has no" if value is None else "has a wrong or empty"
+        raise InputError(f"{path}: entry {number} {found} '{name}'; expected a text")
+    return str(value)
 
 
-def _field(entry: dict, name: str, path: Path, number: int) -> str:
-    if entry.get(name) is None:
-        raise InputError(f"{path}: entry {number} has no '{name}'")
-    return str(entry[name])
-
-
-def _kind(entry: dict, path: Path, number: int) -> str:
-    kind = _field(entry, "answer_type", path, number).strip().lower()
-    if kind not in ("open", "closed"):
-        raise InputError(f"{path}: entry {number} has the answer_type '{kind}', expected OPEN or CLOSED")
-    return kind
-
-
-def _from_json(path: Path, number_of: str, image_of: str, images: Path) -> list[Question]:
+def _from_json(path: Path, image_of: str, images: Path) -> list[Question]:
+    """VQA-RAD and SLAKE: `qid`, the image's name, `question`, `answer`, `answer_type`, and SLAKE's `q_lang`."""
     questions = []
-    for number, entry in enumerate(_json(path)):
-        if "q_lang" in entry and entry["q_lang"] != "en":
+    for number, entry in enumerate(read_json(path, "the published list of questions", list)):
+        if not isinstance(entry, dict):
+            raise InputError(f"{path}: entry {number} is no object; expected a question with its fields")
+        if entry.get("q_lang", "en") != "en":
             continue
-        text, answer = (_field(entry, name, path, number) for name in ("question", "answer"))
-        case = f"{_kind(entry, path, number)}/{entry.get(number_of, number)}"
-        image = images / _field(entry, image_of, path, number)
-        questions.append(Question(case, image, text, normalise_answer(answer)))
+        qid, image, text, answer, kind = (
+            _text(entry, name, path, number) for name in ("qid", image_of, "question", "answer", "answer_type")
+        )
+        kind = kind.strip().lower()
+        if kind not in ("open", "closed"):
+            raise InputError(f"{path}: entry {number} has the answer_type '{kind}', expected OPEN or CLOSED")
+        questions.append(Question(f"{kind}/{qid}", inside(images, image), text, normalise_answer(answer)))
     return questions
 
 
@@ -141,31 +127,23 @@ def _vqa_rad(folder: Path, split: str) -> list[Question]:
     path = folder / f"{split}set.json"
     if split == "val" and not path.exists():
         return []
-    return _from_json(path, "qid", "image_name", folder / "images")
+    return _from_json(path, "image_name", folder / "images")
 
 
 def _slake(folder: Path, split: str) -> list[Question]:
-    path = folder / f"{'validate' if split == 'val' else split}.json"
-    if split == "val" and not path.exists():
-        return []
-    return _from_json(path, "qid", "img_name", folder / "imgs")
+    return _from_json(folder / f"{'validate' if split == 'val' else split}.json", "img_name", folder / "imgs")
 
 
 def _medvqa_2019(folder: Path, split: str) -> list[Question]:
     questions = []
-    if split == "val" and not (folder / split).exists():
-        return []
     for category in MED19_CATEGORIES:
         path = folder / split / "QA" / f"{category}.csv"
-        try:
-            lines = path.read_text("utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is missing or not readable; expected lines of image|question|answer") from error
+        lines = read_text(path, "lines of image|question|answer").splitlines()
         for number, line in enumerate(line for line in lines if line.strip()):
             cells = line.split("|")
-            if len(cells) != 3:
-                raise InputError(f"{path}: line {number + 1} has {len(cells)} cells, expected image|question|answer")
-            image = folder / split / "images" / (cells[0] if "." in cells[0] else f"{cells[0]}.jpg")
+            if len(cells) != 3 or not all(cell.strip() for cell in cells):
+                raise InputError(f"{path}: line {number + 1} is not image|question|answer")
+            image = inside(folder / split / "images", cells[0] if "." in cells[0] else f"{cells[0]}.jpg")
             kind = "abnormal" if category == "Abnormality" else category.lower()
             questions.append(Question(f"{kind}/{number}", image, cells[1], normalise_answer(cells[2])))
     return questions
@@ -173,19 +151,12 @@ def _medvqa_2019(folder: Path, split: str) -> list[Question]:
 
 def _melinda(folder: Path, split: str) -> list[Question]:
     path = folder / f"{'dev' if split == 'val' else split}.csv"
-    if split == "val" and not path.exists():
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is missing or not readable as a table") from error
+    columns = ("figure_file", "caption", "p_meth_label")
     questions = []
-    for number, row in enumerate(rows):
-        image, text, label = (_field(row, name, path, number) for name in ("figure_file", "caption", "p_meth_label"))
-        questions.append(
-            Question(f"melinda/{number}", folder / "melinda_images" / image, text, normalise_answer(label))
-        )
+    for number, row in enumerate(read_csv_rows(path, columns)):
+        image, text, label = (_text(row, name, path, number) for name in columns)
+        picture = inside(folder / "melinda_images", image)
+        questions.append(Question(f"melinda/{number}", picture, text, normalise_answer(label)))
     return questions
 
 
@@ -195,31 +166,33 @@ def answer_list(parts: dict[str, list[Question]], source: str) -> list[str]:
     return sorted({question.answer for split in used for question in parts[split]})
 
 
+# --- captions --------------------------------------------------------------------------------------------
+
+
 def read_captions(root: str | Path, layout: str = "auto") -> list[Question]:
     """Image and text pairs that the stand-in backbone is pre-trained on.
 
     They are `pretrain/captions.txt`, lines of image|caption with the images in `pretrain/images`. A published data
-    set has none; then the training questions with their answers are the captions.
+    set has no such folder; then the training questions with their answers are the captions.
 
     Raises:
         InputError: a broken line, or as `read_questions`.
     """
-    path = Path(root) / "pretrain" / "captions.txt"
-    if not path.exists():
+    folder = Path(root) / "pretrain"
+    if not folder.exists():
         questions = read_questions(root, layout)["train"]
         return [
             Question(f"caption/{number}", q.image, f"{q.text} {q.answer}", "") for number, q in enumerate(questions)
         ]
+    path = folder / "captions.txt"
     captions = []
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not readable as text") from error
-    for number, line in enumerate(line for line in lines if line.strip()):
-        image, separator, text = line.partition("|")
-        if not separator:
+    for number, line in enumerate(read_text(path, "lines of image|caption").splitlines()):
+        if not line.strip():
+            continue
+        image, _, text = (part.strip() for part in line.partition("|"))
+        if not image or not text:
             raise InputError(f"{path}: line {number + 1} is not image|caption")
-        captions.append(Question(f"caption/{number}", path.parent / "images" / image.strip(), text.strip(), ""))
+        captions.append(Question(f"caption/{len(captions)}", inside(folder / "images", image), text, ""))
     if not captions:
         raise InputError(f"{path} is empty: expected lines of image|caption")
     return captions
@@ -230,155 +203,3 @@ def split_captions(captions: list[Question]) -> tuple[list[Question], list[Quest
     images = sorted({caption.image for caption in captions})
     held_out = set(images[9::10])
     return [c for c in captions if c.image not in held_out], [c for c in captions if c.image in held_out]
-
-
-# --- images ----------------------------------------------------------------------------------------------
-
-
-def read_image(path: Path, size: int) -> np.ndarray:
-    """(3, size, size) uint8: RGB, the whole image stretched to a square with antialiasing.
-
-    Raises:
-        InputError: missing, truncated or not an image.
-    """
-    from PIL import Image
-
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such image")
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image)
-            if pixels.dtype.kind != "u" or pixels.dtype.itemsize != 1:  # 16 bit: to its own range
-                values = pixels.astype(np.float64)
-                low, high = values.min(), values.max()
-                image = Image.fromarray((255 * (values - low) / max(high - low, 1e-9)).astype(np.uint8))
-            image = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
-            return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path}: not a readable image, it is truncated or of another format") from error
-
-
-class Images:
-    """Images by path at one size, kept in memory while they are few; all are looked at once, at the start.
-
-    Raises:
-        InputError: one of them is missing or broken.
-    """
-
-    def __init__(self, paths: Sequence[Path], size: int):
-        self.size = size
-        unique = sorted(set(paths))
-        self._kept: dict[Path, np.ndarray] = {}
-        if len(unique) * size * size <= KEPT_PIXELS:
-            self._kept = {path: read_image(path, size) for path in unique}
-        else:
-            for path in unique:
-                if not path.is_file():
-                    raise InputError(f"{path}: there is no such image")
-
-    def __call__(self, path: Path) -> np.ndarray:
-        """(3, size, size) uint8."""
-        return self._kept[path] if path in self._kept else read_image(path, self.size)
-
-
-def normalise(image: np.ndarray) -> Tensor:
-    """(3, H, W) uint8 to float with CLIP's mean and deviation."""
-    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_DEVIATION))
-    return (torch.from_numpy(image).float() / 255 - mean) / deviation
-
-
-def random_crop(image: Tensor, least: float) -> Tensor:
-    """A random part of (3, H, W) with `least` to all of its area, resized back; `least` 1 leaves it as it is."""
-    if least >= 1:
-        return image
-    from torchvision.transforms import RandomResizedCrop
-    from torchvision.transforms.functional import resized_crop
-
-    box = RandomResizedCrop.get_params(image, [least, 1.0], [3 / 4, 4 / 3])
-    return resized_crop(image, *box, list(image.shape[1:]), antialias=True)
-
-
-class Questions(Dataset):
-    """Items "image" (3, S, S), "tokens" (L,), "answer" (), -1 where the list lacks the answer.
-
-    Args:
-        questions: of one part.
-        images: that hold their images.
-        vocabulary: of words and answers.
-        length: L, tokens of a text.
-        crop: least share of the area of random crops, 1 for none.
-        use_image: False gives a grey image instead, for the text-only control.
-    """
-
-    def __init__(
-        self, questions: Sequence[Question], images: Images, vocabulary: Vocabulary, length: int, crop: float = 1.0,
-        use_image: bool = True,
-    ):  # fmt: skip
-        self.questions, self.images, self.crop, self.use_image = list(questions), images, crop, use_image
-        self.tokens = torch.tensor([vocabulary.encode(question.text, length) for question in questions])
-        index = {answer: number for number, answer in enumerate(vocabulary.answers)}
-        self.answers = torch.tensor([index.get(question.answer, -1) for question in questions])
-
-    def __len__(self) -> int:
-        return len(self.questions)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if self.use_image:
-            image = random_crop(normalise(self.images(self.questions[index].image)), self.crop)
-        else:
-            image = torch.zeros(3, self.images.size, self.images.size)
-        return {"image": image, "tokens": self.tokens[index], "answer": self.answers[index]}
-
-
-class Captions(Dataset):
-    """Pairs for pre-training: "image", "tokens" with masks, "labels" (true tokens where masked, else -100), "present"
-    (words of the image's own caption) and "matches".
-
-    Args:
-        captions: pairs.
-        images: that hold their images.
-        vocabulary: of words.
-        length: tokens of a caption.
-        masked: share of the words that are masked; at least one is.
-        blank: share of the captions whose words are all masked.
-        mismatched: share of the pairs whose image is that of another caption.
-    """
-
-    def __init__(
-        self, captions: Sequence[Question], images: Images, vocabulary: Vocabulary, length: int, masked: float,
-        blank: float,
-        mismatched: float,
-    ):  # fmt: skip
-        self.captions, self.images = list(captions), images
-        self.masked, self.blank, self.mismatched = masked, blank, mismatched
-        self.tokens = torch.tensor([vocabulary.encode(caption.text, length) for caption in captions])
-        self.mask_token, self.size = vocabulary.mask, len(vocabulary)
-
-    def __len__(self) -> int:
-        return len(self.captions)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        shown = index
-        if torch.rand(()) < self.mismatched:
-            shown = int(torch.randint(len(self.captions), ()))
-        tokens = self.tokens[index].clone()
-        words = tokens.ne(torch.tensor(SPECIAL_TOKENS)[:, None]).all(0)
-        draw = torch.rand(len(tokens)).masked_fill(~words, 2.0)
-        share = 1.0 if torch.rand(()) < self.blank else self.masked
-        chosen = (draw < max(share, float(draw.min()) + 1e-6)) & words
-        labels = torch.where(chosen, tokens, -100)
-        present = torch.zeros(self.size).scatter(0, self.tokens[shown], 1.0)
-        tokens[chosen] = self.mask_token
-        return {
-            "image": normalise(self.images(self.captions[shown].image)),
-            "tokens": tokens,
-            "labels": labels,
-            "present": present,
-            "matches": torch.tensor(int(self.captions[shown].text == self.captions[index].text)),
-        }
-
-
-def trim(tokens: Tensor) -> int:
-    """Longest text of a batch (B, L): columns beyond it hold padding only."""
-    return int((tokens != PAD).sum(1).max())

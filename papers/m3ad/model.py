@@ -1,25 +1,22 @@
-"""M3AD's modules: adapters, the modality-fusion adapter, and the M3AE backbone that they are put into.
+"""M3AD's contribution: general adapters, the modality-fusion adapter, and what is trained beside a frozen backbone.
 
     from papers.m3ad.model import inject_adapters
-    inject_adapters(any_transformer, ("out_proj", "fc2"), bottleneck=64)
+    inject_adapters(any_transformer, "out_proj|fc2", bottleneck=64)
 
 B is the batch, T text tokens, V image tokens (patches and a class token), D the width, A the number of answers.
+The backbone is in `m3ae.py`.
 """
 
 import re
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.clip.configuration_clip import CLIPVisionConfig
-from transformers.models.clip.modeling_clip import CLIPVisionModel
-from transformers.models.roberta.configuration_roberta import RobertaConfig
-from transformers.models.roberta.modeling_roberta import RobertaModel
 
-PAD = 1  # token number of padding, as in RoBERTa
+from papers.m3ad.m3ae import M3AE, BertLinear
+
 PLACES = ("vision", "language", "cross")
-# Output projections of attentions and feed-forward parts: CLIP's ViT, RoBERTa, and CrossLayer below.
+# Output projections of attentions and feed-forward parts: CLIP's ViT, RoBERTa, and M3AE's CrossLayer.
 OUTPUT_PROJECTIONS = {
     "vision": r"self_attn\.out_proj|mlp\.fc2",
     "language": r"attention\.output\.dense|output\.dense",
@@ -27,25 +24,23 @@ OUTPUT_PROJECTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes of the backbone; the defaults are those of the released M3AE as it is fine-tuned."""
-
-    image: int = 384
-    patch: int = 16
-    width: int = 768
-    heads: int = 12
-    vision_layers: int = 11
-    language_layers: int = 12
-    cross_layers: int = 6
-    vocabulary: int = 50265
-    positions: int = 514
-    dropout: float = 0.1
-    vision_eps: float = 1e-5
-    language_eps: float = 1e-5
-
-
 # --- adapters --------------------------------------------------------------------------------------------
+
+
+class Down(nn.Linear):
+    """Down-projection of an adapter; starts from N(0, 0.02)."""
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=0.02)
+        nn.init.zeros_(self.bias)
+
+
+class Up(nn.Linear):
+    """Up-projection of an adapter; starts at zero, so that the adapter adds nothing at first."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
 
 
 class GeneralAdapter(nn.Module):
@@ -62,10 +57,7 @@ class GeneralAdapter(nn.Module):
 
     def __init__(self, width: int, bottleneck: int = 64):
         super().__init__()
-        self.down, self.up = nn.Linear(width, bottleneck), nn.Linear(bottleneck, width)
-        nn.init.normal_(self.down.weight, std=0.02)
-        for zero in (self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(zero)
+        self.down, self.up = Down(width, bottleneck), Up(bottleneck, width)
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., D) to (..., D)."""
@@ -161,12 +153,9 @@ class FusionAdapter(nn.Module):
 
     def __init__(self, width: int, bottleneck: int = 64, heads: int = 8):
         super().__init__()
-        self.down, self.up = nn.Linear(width, bottleneck), nn.Linear(bottleneck, width)
+        self.down, self.up = Down(width, bottleneck), Up(bottleneck, width)
         self.attention = nn.MultiheadAttention(bottleneck, heads, batch_first=True)
         self.text_norm, self.image_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        nn.init.normal_(self.down.weight, std=0.02)
-        for zero in (self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(zero)
 
     def copy_norms(self, text: nn.LayerNorm, image: nn.LayerNorm) -> None:
         """Start from the output norms of the preceding layers."""
@@ -185,172 +174,34 @@ class FusionAdapter(nn.Module):
         return self.text_norm(of_text + text), self.image_norm(of_image + image)  # eq. 11, 12
 
 
-# --- backbone --------------------------------------------------------------------------------------------
+def add_adapters(backbone: M3AE, places: tuple[str, ...] = PLACES, bottleneck: int = 64) -> list[str]:
+    """General adapters in the given encoders (section 2.2); returns the names of the layers that got one."""
+    names = []
+    for place in places:
+        parts = {"vision": ("vision",), "language": ("language",), "cross": ("text_layers", "image_layers")}[place]
+        for part in parts:
+            found = inject_adapters(getattr(backbone, part), OUTPUT_PROJECTIONS[place], bottleneck)
+            names += [f"{part}.{name}" for name in found]
+    return names
 
 
-class Attention(nn.Module):
-    """Multi-head attention of `x` (B, N, D) over `keys` (B, M, D), without residual; `out` is its last projection."""
-
-    def __init__(self, width: int, heads: int, dropout: float):
-        super().__init__()
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
-        self.out = nn.Linear(width, width)
-        self.heads, self.dropout = heads, dropout
-        self.record, self.weights = False, None
-
-    def forward(self, x: Tensor, keys: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """`key_mask` (B, M) is False at padding."""
-
-        def split(values: Tensor) -> Tensor:
-            return values.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, D / heads)
-
-        query, key, value = split(self.query(x)), split(self.key(keys)), split(self.value(keys))
-        mask = None if key_mask is None else key_mask[:, None, None, :]
-        if self.record:
-            scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-            if mask is not None:
-                scores = scores.masked_fill(~mask, float("-inf"))
-            self.weights = scores.softmax(-1).detach()
-        dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        return self.out(attended.transpose(1, 2).flatten(2))
+def add_fusion(backbone: M3AE, bottleneck: int = 64, heads: int = 8) -> None:
+    """A modality-fusion adapter after every block of the cross-modal encoder (section 2.2)."""
+    device = backbone.type_embedding.weight.device
+    for text_layer, image_layer in zip(backbone.text_layers, backbone.image_layers):
+        adapter = FusionAdapter(backbone.sizes.width, bottleneck, heads).to(device)
+        adapter.copy_norms(text_layer.output_norm, image_layer.output_norm)
+        backbone.fusion.append(adapter)
 
 
-class CrossLayer(nn.Module):
-    """One stream of one block of the cross-modal encoder (section 2.1): self-attention, attention to the other
-    stream, feed-forward; a residual and a layer norm after each."""
-
-    def __init__(self, width: int, heads: int, dropout: float, eps: float = 1e-12):
-        super().__init__()
-        self.self_attention = Attention(width, heads, dropout)
-        self.cross_attention = Attention(width, heads, dropout)
-        self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.self_norm, self.cross_norm, self.output_norm = (nn.LayerNorm(width, eps) for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, other: Tensor, mask: Tensor | None = None, other_mask: Tensor | None = None) -> Tensor:
-        """`x` (B, N, D) with keys and values of the cross-attention from `other` (B, M, D)."""
-        x = self.self_norm(x + self.dropout(self.self_attention(x, x, mask)))
-        x = self.cross_norm(x + self.dropout(self.cross_attention(x, other, other_mask)))
-        return self.output_norm(x + self.dropout(self.feed_forward(x)))
-
-
-class Pooler(nn.Module):
-    """The first token through a linear layer and tanh."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.dense = nn.Linear(width, width)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return torch.tanh(self.dense(tokens[:, 0]))
-
-
-class M3AE(nn.Module):
-    """The backbone as it is fine-tuned: ViT, RoBERTa, and six blocks of two streams (section 2.1).
-
-    Args:
-        sizes: of all parts.
-
-    Example:
-        >>> small = Sizes(32, 8, 32, 4, 1, 1, 1, vocabulary=50, positions=20)
-        >>> M3AE(small).eval()(torch.rand(2, 3, 32, 32), torch.full((2, 6), 5)).shape
-        torch.Size([2, 64])
-    """
-
-    def __init__(self, sizes: Sizes):
-        super().__init__()
-        self.sizes = sizes
-        width, heads = sizes.width, sizes.heads
-        self.vision = CLIPVisionModel(
-            CLIPVisionConfig(
-                hidden_size=width, intermediate_size=4 * width, num_hidden_layers=sizes.vision_layers,
-                num_attention_heads=heads, image_size=sizes.image, patch_size=sizes.patch,
-                layer_norm_eps=sizes.vision_eps, attn_implementation="sdpa",
-            )
-        )  # fmt: skip
-        self.language = RobertaModel(
-            RobertaConfig(
-                vocab_size=sizes.vocabulary, hidden_size=width, intermediate_size=4 * width,
-                num_hidden_layers=sizes.language_layers, num_attention_heads=heads, type_vocab_size=1,
-                max_position_embeddings=sizes.positions, layer_norm_eps=sizes.language_eps, pad_token_id=PAD,
-                hidden_dropout_prob=sizes.dropout, attention_probs_dropout_prob=sizes.dropout,
-                attn_implementation="sdpa",
-            ),
-            add_pooling_layer=False,
-        )  # fmt: skip
-        self.text_projection, self.image_projection = nn.Linear(width, width), nn.Linear(width, width)
-        self.type_embedding = nn.Embedding(2, width)  # 0 text, 1 image
-        self.text_layers, self.image_layers = (
-            nn.ModuleList(CrossLayer(width, heads, sizes.dropout) for _ in range(sizes.cross_layers)) for _ in range(2)
-        )
-        self.fusion = nn.ModuleList()  # filled by `add_fusion`
-        self.text_pooler, self.image_pooler = Pooler(width), Pooler(width)
-        for part in (self.text_projection, self.image_projection, self.type_embedding, self.text_layers,
-                     self.image_layers, self.text_pooler, self.image_pooler):  # fmt: skip
-            part.apply(initialise)
-
-    def add_fusion(self, bottleneck: int = 64, heads: int = 8) -> None:
-        """A modality-fusion adapter after every block of the cross-modal encoder."""
-        device = self.type_embedding.weight.device
-        for text_layer, image_layer in zip(self.text_layers, self.image_layers):
-            adapter = FusionAdapter(self.sizes.width, bottleneck, heads).to(device)
-            adapter.copy_norms(text_layer.output_norm, image_layer.output_norm)
-            self.fusion.append(adapter)
-
-    def add_adapters(self, places: tuple[str, ...] = PLACES, bottleneck: int = 64) -> list[str]:
-        """General adapters in the given encoders; returns the names of the layers that got one."""
-        names = []
-        for place in places:
-            parts = {"vision": ("vision",), "language": ("language",), "cross": ("text_layers", "image_layers")}[place]
-            for part in parts:
-                found = inject_adapters(getattr(self, part), OUTPUT_PROJECTIONS[place], bottleneck)
-                names += [f"{part}.{name}" for name in found]
-        return names
-
-    def tokens(self, image: Tensor, tokens: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Features of all tokens after the cross-modal encoder, (B, T, D) and (B, V, D)."""
-        mask = tokens != PAD if mask is None else mask
-        attended = mask[:, None, None, :].expand(-1, 1, tokens.shape[1], -1)
-        text = self.language(input_ids=tokens, attention_mask=attended).last_hidden_state
-        vision = self.vision.post_layernorm(self.vision(pixel_values=image).last_hidden_state)
-        text = self.text_projection(text) + self.type_embedding.weight[0]
-        vision = self.image_projection(vision) + self.type_embedding.weight[1]
-        for k, (text_layer, image_layer) in enumerate(zip(self.text_layers, self.image_layers)):
-            # Both streams read the other one's previous features.
-            text, vision = text_layer(text, vision, mask, None), image_layer(vision, text, None, mask)
-            if self.fusion:
-                text, vision = self.fusion[k](text, vision, mask)
-        return text, vision
-
-    def forward(self, image: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Pooled features of both streams.
-
-        Args:
-            image: (B, 3, H, W), normalised with CLIP's mean and deviation.
-            tokens: (B, T) token numbers.
-            mask: (B, T) bool, False at padding; None: where the token is padding.
-
-        Returns:
-            (B, 2D)
-        """
-        text, vision = self.tokens(image, tokens, mask)
-        return torch.cat([self.text_pooler(text), self.image_pooler(vision)], dim=-1)
-
-
-def initialise(module: nn.Module) -> None:
-    """BERT's initial weights: N(0, 0.02), zero biases."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
+# --- the task --------------------------------------------------------------------------------------------
 
 
 class M3AD(nn.Module):
     """Backbone, adapters and the head over a closed list of answers (or classes).
 
     Args:
-        backbone: changed in place; its adapters are added by `prepare_tuning`.
+        backbone: changed in place; `prepare_tuning` adds its adapters.
         answers: A.
     """
 
@@ -358,8 +209,8 @@ class M3AD(nn.Module):
         super().__init__()
         self.backbone = backbone
         width = 2 * backbone.sizes.width
-        layers = (nn.Linear(width, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, answers))
-        self.head = nn.Sequential(*layers).apply(initialise)
+        layers = (BertLinear(width, width), nn.LayerNorm(width), nn.GELU(), BertLinear(width, answers))
+        self.head = nn.Sequential(*layers)
 
     def forward(self, image: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits (B, A); arguments as for `M3AE.forward`."""
@@ -399,9 +250,9 @@ def prepare_tuning(
     model.head.requires_grad_(True)
     if tuning == "adapters":
         before = {name for name, _ in backbone.named_parameters()}
-        backbone.add_adapters(places, bottleneck)
+        add_adapters(backbone, places, bottleneck)
         if fusion:
-            backbone.add_fusion(bottleneck, fusion_heads)
+            add_fusion(backbone, bottleneck, fusion_heads)
         for name, parameter in backbone.named_parameters():
             parameter.requires_grad_(name not in before and "_norm." not in name)
         if train_poolers:
@@ -429,9 +280,6 @@ def load_task_state(model: M3AD, state: dict[str, Tensor]) -> None:
     model.load_state_dict(state, strict=False)
 
 
-# --- losses ----------------------------------------------------------------------------------------------
-
-
 def answer_loss(logits: Tensor, answer: Tensor) -> Tensor:
     """Binary cross-entropy with one-hot answers, mean over the batch and sum over the answers (M10).
 
@@ -445,50 +293,3 @@ def answer_loss(logits: Tensor, answer: Tensor) -> Tensor:
     """
     target = F.one_hot(answer, logits.shape[-1]).to(logits.dtype)
     return F.binary_cross_entropy_with_logits(logits, target) * logits.shape[-1]
-
-
-class Pretraining(nn.Module):
-    """The stand-in backbone's objectives: masked words and whether image and text match, as M3AE's, and the words of
-    the caption out of the pooled features, which otherwise take far longer to hold anything.
-
-    Args:
-        backbone: trained in place.
-    """
-
-    def __init__(self, backbone: M3AE):
-        super().__init__()
-        self.backbone = backbone
-        width = backbone.sizes.width
-        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width)).apply(initialise)
-        self.word_bias = nn.Parameter(torch.zeros(backbone.sizes.vocabulary))
-        self.matching = nn.Linear(2 * width, 2).apply(initialise)
-        self.content = nn.Linear(2 * width, backbone.sizes.vocabulary).apply(initialise)
-
-    def forward(self, image: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of the words (B, T, vocabulary), tied to the word embedding, of "matches" (B, 2), and of the
-        caption's words out of the pooled features (B, vocabulary)."""
-        text, vision = self.backbone.tokens(image, tokens)
-        words = F.linear(self.transform(text), self.backbone.language.embeddings.word_embeddings.weight, self.word_bias)
-        pooled = torch.cat([self.backbone.text_pooler(text), self.backbone.image_pooler(vision)], dim=-1)
-        return words, self.matching(pooled), self.content(pooled)
-
-
-def pretraining_loss(
-    words: Tensor, matching: Tensor, content: Tensor, labels: Tensor, matches: Tensor, present: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses of the masked words of matching pairs, of matching itself, and of the words that a caption has.
-
-    Args:
-        words: (B, T, vocabulary) logits.
-        matching: (B, 2) logits.
-        content: (B, vocabulary) logits.
-        labels: (B, T) true token where it was masked, -100 elsewhere.
-        matches: (B,) 1 where image and text belong together.
-        present: (B, vocabulary) 1 for the words of the caption that the image belongs to.
-    """
-    labels = torch.where(matches[:, None] == 1, labels, -100)
-    chosen = labels != -100
-    # A sum over a count that is at least 1: a batch may have no masked word in a matching pair.
-    words = F.cross_entropy(words[chosen], labels[chosen], reduction="sum") / chosen.sum().clamp(min=1)
-    content = F.binary_cross_entropy_with_logits(content, present, reduction="none")[:, 3:].mean(-1)
-    return words, F.cross_entropy(matching, matches), 10 * (content * matches).sum() / matches.sum().clamp(min=1)

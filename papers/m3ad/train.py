@@ -19,8 +19,8 @@ from shared.errors import InputError
 class Config(RunConfig):
     """M3AD: adapters for medical vision-and-language learning."""
 
-    stage: Literal["pretrain", "tune"] = "tune"
-    """make a backbone, or tune one for a task"""
+    stage: Literal["pretrain", "tune", "lookup"] = "tune"
+    """make a backbone, tune one for a task, or look the answer up among those to the same training questions"""
     tuning: Literal["head", "adapters", "full"] = "adapters"
     """what is trained: the head alone, head and adapters, or everything (Fine-Tuning)"""
     fusion: bool = True
@@ -99,8 +99,8 @@ class Config(RunConfig):
 
 
 SMALL = {
-    "answers": "train", "image_size": 48, "patch": 16, "width": 64, "heads": 4, "vision_layers": 2,
-    "language_layers": 1, "cross_layers": 2, "text_length": 24, "dropout": 0.0, "bottleneck": 8, "fusion_heads": 2,
+    "answers": "train", "image_size": 48, "patch": 16, "width": 48, "heads": 4, "vision_layers": 2,
+    "language_layers": 1, "cross_layers": 1, "text_length": 24, "dropout": 0.0, "bottleneck": 8, "fusion_heads": 2,
     "masked": 0.4, "blank": 0.5, "mismatched": 0.3, "batch_size": 16, "select": "last", "pretrain_lr": 2e-3,
     "lr": 5e-3, "head_lr": 2e-2, "full_lr": 5e-4, "full_head_factor": 2.0, "full_cross_factor": 1.0,
 }  # fmt: skip
@@ -109,12 +109,14 @@ PROFILES = {
         **SMALL, "image_size": 16, "patch": 8, "width": 16, "heads": 2, "vision_layers": 1, "language_layers": 1,
         "cross_layers": 1, "bottleneck": 4, "batch_size": 4, "pretrain_steps": 3, "steps": 4,
     },
-    "cpu": {**SMALL, "pretrain_steps": 300, "steps": 320},
+    "cpu": {**SMALL, "pretrain_steps": 1500, "steps": 1000},
+    "study": {**SMALL, "pretrain_steps": 1500, "steps": 1000},
     "paper": {"batch_size": 64},
 }  # fmt: skip
 
 VARIANTS = {
     "pretrain": {"stage": "pretrain"},
+    "lookup": {"stage": "lookup"},
     "text_only": {"use_image": False},
     "head": {"tuning": "head", "fusion": False},
     "vision": {"fusion": False, "places": ("vision",)},
@@ -126,108 +128,32 @@ VARIANTS = {
 }
 
 
-def sizes_of(config: Config, vocabulary: int):
-    """Sizes of the backbone."""
-    from papers.m3ad.model import Sizes
-
-    if config.image_size % config.patch:
-        raise InputError(f"--image-size {config.image_size} is no multiple of --patch {config.patch}")
-    released = config.text_folder is not None
-    return Sizes(
-        config.image_size, config.patch, config.width, config.heads, config.vision_layers, config.language_layers,
-        config.cross_layers, vocabulary, 514 if released else config.text_length + 2, config.dropout,
-    )  # fmt: skip
-
-
-def build_model(config: Config, vocabulary):
-    """The network of a configuration, on the CPU, with the tuning's adapters in place."""
-    from papers.m3ad.model import M3AD, M3AE, Pretraining, prepare_tuning
-
-    backbone = M3AE(sizes_of(config, len(vocabulary)))
-    if config.stage == "pretrain":
-        return Pretraining(backbone)
-    model = M3AD(backbone, len(vocabulary.answers))
-    tune(config, model, prepare_tuning)
-    return model
-
-
-def tune(config: Config, model, prepare) -> None:
-    """Apply the tuning of a configuration."""
-    unknown = set(config.places) - {"vision", "language", "cross"}
-    if unknown or not config.places:
-        raise InputError(f"--places {' '.join(config.places)}: expected some of vision, language, cross")
-    if config.tuning == "adapters" and config.bottleneck % config.fusion_heads:
-        raise InputError(f"--bottleneck {config.bottleneck} is no multiple of --fusion-heads {config.fusion_heads}")
-    settings = (config.tuning, config.fusion, config.places, config.bottleneck, config.fusion_heads)
-    prepare(model, *settings, config.train_poolers)
-
-
-def parameter_groups(config: Config, model) -> list[dict]:
-    """Trained parameters with their learning rates; no weight decay on biases and layer norms (section 3.2)."""
-    groups: dict[tuple[float, float], list] = {}
-    adapters = {"head": config.head_lr, "adapters": config.lr}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if config.stage == "pretrain":
-            lr = config.pretrain_lr
-        elif config.tuning != "full":
-            lr = adapters[config.tuning]
-        else:
-            cross = any(part in name for part in ("text_", "image_", "type_embedding"))
-            factor = config.full_head_factor if name.startswith("head.") else config.full_cross_factor if cross else 1
-            lr = config.full_lr * factor
-        decay = config.weight_decay if parameter.dim() > 1 else 0.0
-        groups.setdefault((lr, decay), []).append(parameter)
-    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
-
-
-def optimizer_and_schedule(config: Config, model, steps: int):
-    """AdamW with warm-up and linear decay (M9)."""
-    import torch
-
-    optimizer = torch.optim.AdamW(parameter_groups(config, model), lr=config.lr, betas=(0.9, 0.98), eps=1e-8)
-    warm = max(1, round(config.warmup * steps))
-
-    def factor(step: int) -> float:
-        return min((step + 1) / warm, max(0.0, (steps - step) / max(1, steps - warm)))
-
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-class Best:
-    """The task's tensors with the best validation accuracy so far; a checkpoint holds them beside the last ones."""
-
-    def __init__(self):
-        self.accuracy, self.state = -1.0, {}
-
-    def offer(self, accuracy: float, model) -> None:
-        from papers.m3ad.model import task_state
-
-        if accuracy > self.accuracy:
-            self.accuracy = accuracy
-            self.state = {name: value.cpu() for name, value in task_state(model).items()}
-
-    def state_dict(self) -> dict:
-        return {"accuracy": self.accuracy, "state": self.state}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.accuracy, self.state = state["accuracy"], state["state"]
-
-
 def train(config: Config) -> None:
     """Run one stage; writes config.json, checkpoint.pt and log.csv to `config.out`."""
-    if config.stage == "pretrain":
-        pretrain(config)
-    else:
-        tune_for_task(config)
+    {"pretrain": pretrain, "tune": tune, "lookup": look_up}[config.stage](config)
+
+
+def look_up(config: Config) -> None:
+    """The most frequent training answer to each question, without any update."""
+    from papers.m3ad.answering import QuestionLookup
+    from papers.m3ad.data import answer_list, read_questions
+    from papers.m3ad.vocabulary import Vocabulary
+    from shared import gpu
+
+    parts = read_questions(config.data, config.layout)
+    run = gpu.Run(config, paper="m3ad")
+    run.restore(vocabulary=Vocabulary(answers=answer_list(parts, "train")), lookup=QuestionLookup(parts["train"]))
+    run.save()
 
 
 def pretrain(config: Config) -> None:
     """The stand-in backbone on captions; or, with `backbone` or folders, the released weights and no update."""
     from papers.m3ad.backbone import load_folders, load_m3ae
-    from papers.m3ad.data import Captions, Images, find_layout, read_captions, split_captions, trim
-    from papers.m3ad.model import pretraining_loss
+    from papers.m3ad.data import find_layout, read_captions, split_captions
+    from papers.m3ad.network import build_model
+    from papers.m3ad.optimiser import optimizer_and_schedule
+    from papers.m3ad.pretraining import pretraining_loss
+    from papers.m3ad.samples import Captions, Images, trim
     from papers.m3ad.vocabulary import Vocabulary
     from shared import gpu
 
@@ -242,11 +168,10 @@ def pretrain(config: Config) -> None:
 
     run = gpu.Run(config, paper="m3ad")
     network = build_model(config, vocabulary)
-    if released:
-        if config.backbone is not None:
-            load_m3ae(network.backbone, config.backbone)
-        else:
-            load_folders(network.backbone, config.vision_folder, config.text_folder)
+    if config.backbone is not None:
+        load_m3ae(network.backbone, config.backbone)
+    elif released:
+        load_folders(network.backbone, config.vision_folder, config.text_folder)
     model = run.prepare(network)
     optimizer, schedule = optimizer_and_schedule(config, network, config.pretrain_steps)
     run.restore(optimizer=optimizer, schedule=schedule, vocabulary=vocabulary)
@@ -263,43 +188,31 @@ def pretrain(config: Config) -> None:
         run.update(sum(parts), optimizer, schedule, clip=1.0, words=parts[0], matching=parts[1], content=parts[2])
 
 
-def load_backbone(path: Path | None) -> tuple[dict, dict, dict]:
-    """Weights of the backbone, vocabulary state and configuration out of a checkpoint of variant `pretrain`.
-
-    Raises:
-        InputError: no path, or a checkpoint of another stage.
-    """
-    from shared.checkpoints import load_checkpoint
-
-    if path is None:
-        raise InputError("tuning starts from a backbone: give the checkpoint of variant 'pretrain' as --init")
-    content = load_checkpoint(path, "m3ad")
-    if content["config"]["stage"] != "pretrain":
-        raise InputError(f"{path}: variant '{content['config']['variant']}' is tuned; expected one of 'pretrain'")
-    prefix = "backbone."
-    weights = {key.removeprefix(prefix): v for key, v in content["models"][0].items() if key.startswith(prefix)}
-    return weights, content["objects"]["vocabulary"], content["config"]
-
-
-def tune_for_task(config: Config) -> None:
+def tune(config: Config) -> None:
     """Tune for a task (M9, M10) from the backbone `config.init`."""
     import torch.nn.functional as F
 
-    from papers.m3ad.data import Images, Questions, answer_list, find_layout, read_questions, trim
-    from papers.m3ad.eval import accuracy_of
-    from papers.m3ad.model import M3AD, M3AE, answer_loss, prepare_tuning
+    from papers.m3ad.answering import Best, accuracy_of
+    from papers.m3ad.backbone import pretrained
+    from papers.m3ad.data import answer_list, find_layout, read_questions
+    from papers.m3ad.model import answer_loss
+    from papers.m3ad.network import build_model, draw_added
+    from papers.m3ad.optimiser import optimizer_and_schedule
+    from papers.m3ad.samples import Images, Questions, trim
     from papers.m3ad.vocabulary import Vocabulary
     from shared import gpu
+    from shared.checkpoints import fitting
 
     layout, _ = find_layout(config.data, config.layout)
     parts = read_questions(config.data, config.layout)
     shown = [q.image for split in ("train", "val") for q in parts[split]] if config.use_image else []
     images = Images(shown, config.image_size)
-    weights, words, source = load_backbone(config.init)
-    if config.text_folder is None and source["text_folder"] is not None:
+    weights, words, source = pretrained(config.init)
+    if config.text_folder is None and source.get("text_folder") is not None:
         config.text_folder = Path(source["text_folder"])
     vocabulary = Vocabulary(folder=config.text_folder)
-    vocabulary.load_state_dict({"words": words["words"], "answers": answer_list(parts, config.answers)})
+    with fitting(config.init):
+        vocabulary.load_state_dict({"words": words["words"], "answers": answer_list(parts, config.answers)})
     used = [q for q in parts["train"] if q.answer in set(vocabulary.answers)]
     data = (images, vocabulary, config.text_length)
     dataset = Questions(used, *data, config.crop, config.use_image)
@@ -308,13 +221,10 @@ def tune_for_task(config: Config) -> None:
     steps = config.steps or config.epochs * per_epoch
 
     run = gpu.Run(config, paper="m3ad")
-    backbone = M3AE(sizes_of(config, len(vocabulary)))
     try:
-        backbone.load_state_dict(weights)
+        network = draw_added(build_model(config, vocabulary, weights), config.seed)
     except RuntimeError as error:
         raise InputError(f"{config.init}: its backbone has other sizes than this configuration") from error
-    network = M3AD(backbone, len(vocabulary.answers))
-    tune(config, network, prepare_tuning)
     model = run.prepare(network)
     optimizer, schedule = optimizer_and_schedule(config, network, steps)
     best = Best()

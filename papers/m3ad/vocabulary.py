@@ -49,6 +49,11 @@ class Vocabulary:
         return len(self.tokenizer) if self.folder is not None else 4 + UNKNOWN + len(self.words)
 
     @property
+    def absent(self) -> tuple[int, int]:
+        """First and last (excluded) number of the unknown words."""
+        return (0, 0) if self.folder is not None else (4, 4 + UNKNOWN)
+
+    @property
     def mask(self) -> int:
         return self.tokenizer.mask_token_id if self.folder is not None else self.MASK
 
@@ -70,6 +75,14 @@ class Vocabulary:
         return {"words": self.words, "answers": self.answers}
 
     def load_state_dict(self, state: dict) -> None:
+        """
+        Raises:
+            ValueError, KeyError: this is no state of a vocabulary.
+        """
+        for kind in ("words", "answers"):
+            found = state[kind]
+            if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+                raise ValueError(f"its {kind} are no list of texts")
         self.words, self.answers = list(state["words"]), list(state["answers"])
 
 

@@ -14,19 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from papers.m3ad import audit, backbone, data, model, train, vocabulary
+from papers.m3ad import audit, backbone, m3ae, model, optimiser, pretraining, train, vocabulary
 from papers.m3ad import eval as evaluation
+from papers.m3ad import network as builder
 from shared.cli import configure
 from shared.errors import InputError
 
-SMALL = model.Sizes(
+SMALL = m3ae.Sizes(
     image=16, patch=8, width=16, heads=2, vision_layers=2, language_layers=2, cross_layers=2, vocabulary=90,
     positions=20, dropout=0.0,
 )  # fmt: skip
 TOKENS = torch.tensor([[0, 9, 8, 7, 2, 1, 1], [0, 5, 6, 7, 8, 9, 2]])
 
 
-@pytest.mark.parametrize("name", ["model", "data", "audit", "vocabulary"])
+@pytest.mark.parametrize("name", ["model", "m3ae", "audit", "answering", "data", "vocabulary"])
 def test_examples_in_docstrings(name):
     found = importlib.import_module(f"papers.m3ad.{name}")
     result = doctest.testmod(found, extraglobs={"torch": torch})
@@ -34,7 +35,7 @@ def test_examples_in_docstrings(name):
 
 
 def network(answers=5):
-    return model.M3AD(model.M3AE(SMALL), answers).eval()
+    return model.M3AD(m3ae.M3AE(SMALL), answers).eval()
 
 
 def shake(module: nn.Module) -> None:
@@ -62,7 +63,7 @@ def test_general_adapter_is_equation_1():
 
 def test_adapter_sits_before_residual_and_norm():
     """A cross layer with adapters against the same written out step by step, and RoBERTa's and the ViT's parts."""
-    layer = model.CrossLayer(8, 2, 0.0).eval()
+    layer = m3ae.CrossLayer(8, 2, 0.0).eval()
     shake(layer)
     model.inject_adapters(layer, model.OUTPUT_PROJECTIONS["cross"], 3)
     for module in layer.modules():
@@ -108,7 +109,7 @@ def test_adapters_leave_the_model_as_it_was_and_come_out_again():
 @pytest.mark.parametrize(("places", "number"), [(("vision",), 22), (("language",), 24), (("cross",), 36)])
 def test_number_of_general_adapters_at_paper_sizes(places, number):
     with torch.device("meta"):
-        assert len(model.M3AE(model.Sizes()).add_adapters(places)) == number
+        assert len(model.add_adapters(m3ae.M3AE(m3ae.Sizes()), places)) == number
 
 
 def test_fusion_adapter_against_loops():
@@ -166,7 +167,7 @@ def test_both_streams_read_the_old_features_and_padding_is_ignored():
         x, y = one(x, y, mask, None), two(y, x, None, mask)
     torch.testing.assert_close(text[mask], x[mask], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(vision, y, atol=1e-5, rtol=1e-4)
-    net.add_fusion(4, 2)
+    model.add_fusion(net, 4, 2)
     longer = torch.cat([TOKENS, torch.ones(2, 4, dtype=torch.long)], 1)
     torch.testing.assert_close(net(image, TOKENS), net(image, longer), atol=1e-5, rtol=1e-4)
 
@@ -184,14 +185,14 @@ def test_cross_layer_is_bert_s():
     shake(reference)
     state = {f"multi_modal_vision_layers.0.{name}": value for name, value in reference.state_dict().items()}
     renamed = {n.removeprefix("image_layers.0."): v for n, v in backbone.rename_m3ae(state).items()}
-    layer = model.CrossLayer(16, 2, 0.0).eval()
+    layer = m3ae.CrossLayer(16, 2, 0.0).eval()
     layer.load_state_dict(renamed)
     x, other = torch.randn(2, 3, 16), torch.randn(2, 5, 16)
     want = reference(x, encoder_hidden_states=other)
     torch.testing.assert_close(layer(x, other), want[0] if isinstance(want, tuple) else want, atol=1e-5, rtol=1e-4)
 
 
-def m3ae_names(net: model.M3AE) -> dict[str, torch.Tensor]:
+def m3ae_names(net: m3ae.M3AE) -> dict[str, torch.Tensor]:
     """Tensors of `net` under the released checkpoint's names, with an unused ViT block, heads and a pooler."""
     state, packed = {}, {}
     for name, value in net.state_dict().items():
@@ -307,7 +308,7 @@ def test_from_pretrained_folders_to_an_answer(folders, smoke_data, tmp_path, mon
         return configure(train.Config, train.PROFILES, train.VARIANTS, "smoke", variant, **settings)
 
     train.train(config("pretrain", tmp_path / "backbone"))
-    weights, _, _ = train.load_backbone(tmp_path / "backbone" / "checkpoint.pt")
+    weights, _, _ = backbone.pretrained(tmp_path / "backbone" / "checkpoint.pt")
     from transformers import CLIPVisionModel
 
     clip = CLIPVisionModel.from_pretrained(folders / "clip", local_files_only=True).state_dict()
@@ -376,7 +377,7 @@ def test_learning_rates_and_decay_by_group():
     net = network()
     model.prepare_tuning(net, "full")
     rate = {}
-    for group in train.parameter_groups(config, net):
+    for group in optimiser.parameter_groups(config, net):
         for parameter in group["params"]:
             rate[id(parameter)] = (group["lr"], group["weight_decay"])
     assert len(rate) == len(list(net.parameters()))
@@ -392,7 +393,7 @@ def test_warm_up_then_linear_decay():
     config = configure(train.Config, train.PROFILES, train.VARIANTS, "paper", "full", data=".", out=".")
     net = network()
     model.prepare_tuning(net, "head")
-    optimizer, schedule = train.optimizer_and_schedule(config, net, 100)
+    optimizer, schedule = optimiser.optimizer_and_schedule(config, net, 100)
     rates = []
     for _ in range(100):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -416,7 +417,7 @@ def test_pretraining_loss_counts_masked_words_of_matching_pairs():
     words, matching, content = torch.randn(2, 3, 7), torch.randn(2, 2), torch.randn(2, 7)
     labels, matches = torch.tensor([[-100, 4, -100], [2, -100, 3]]), torch.tensor([1, 0])
     present = torch.tensor([[1.0, 0, 1, 0, 1, 0, 0], [1.0, 0, 1, 1, 0, 0, 0]])
-    found = model.pretraining_loss(words, matching, content, labels, matches, present)
+    found = pretraining.pretraining_loss(words, matching, content, labels, matches, present)
     assert found[0].item() == pytest.approx(-words[0, 1].log_softmax(-1)[4].item(), rel=1e-5)
     expected = -(matching[0].log_softmax(-1)[1] + matching[1].log_softmax(-1)[0]) / 2
     assert found[1].item() == pytest.approx(expected.item(), rel=1e-5)
@@ -424,7 +425,57 @@ def test_pretraining_loss_counts_masked_words_of_matching_pairs():
     of_words = [-math.log(p[k] if present[0, k] else 1 - p[k]) for k in range(3, 7)]
     assert found[2].item() == pytest.approx(10 * sum(of_words) / 4, rel=1e-5)
     none = torch.zeros(2, dtype=torch.long)
-    assert model.pretraining_loss(words, matching, content, labels, none, present)[0].item() == 0
+    assert pretraining.pretraining_loss(words, matching, content, labels, none, present)[0].item() == 0
+
+
+def test_words_of_no_caption_stay_apart_in_pretraining():
+    """They are never right, and a tied output would push all of them to one vector."""
+    first, last = vocabulary.Vocabulary().absent
+    net = pretraining.Pretraining(m3ae.M3AE(SMALL), (first, last))
+    before = net.embedding.weight.detach().clone()
+    assert before[first:last].norm(dim=1).mean() == pytest.approx(0.02 * 768**0.5, rel=0.1)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+    for _ in range(3):
+        words, matching, content = net(torch.randn(2, 3, 16, 16), torch.tensor([[0, 70, 3, 2], [0, 3, 80, 2]]))
+        labels = torch.tensor([[-100, -100, 71, -100], [-100, 72, -100, -100]])
+        present = torch.zeros(2, SMALL.vocabulary)
+        sum(pretraining.pretraining_loss(words, matching, content, labels, torch.ones(2, dtype=torch.long), present)
+            ).backward()  # fmt: skip
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.equal(net.embedding.weight[first:last], before[first:last])
+    assert not torch.equal(net.embedding.weight[last:], before[last:])
+    net.absent = (0, 0)  # the output itself is tied to all words
+    weight = net.embedding.weight.detach()
+    text, _ = net.backbone.tokens(torch.zeros(1, 3, 16, 16), torch.tensor([[0, 70, 2]]))
+    want = net.transform(text) @ weight.T + net.word_bias
+    torch.testing.assert_close(net(torch.zeros(1, 3, 16, 16), torch.tensor([[0, 70, 2]]))[0], want)
+
+
+def test_pairs_of_variants_start_alike_whatever_else_they_have():
+    """Head and adapters by seed and name; the backbone as it was given."""
+    weights = {name: value.clone() for name, value in network().backbone.state_dict().items()}
+    words = vocabulary.Vocabulary(["a"], ["no", "yes"])
+    values = {"image_size": 16, "patch": 8, "width": 16, "heads": 2, "vision_layers": 2, "language_layers": 2,
+              "cross_layers": 2, "text_length": 18, "bottleneck": 4, "data": ".", "out": "."}  # fmt: skip
+    words.words = [f"w{k:02d}" for k in range(SMALL.vocabulary - 68)]
+
+    def drawn(variant, seed):
+        config = configure(train.Config, train.PROFILES, train.VARIANTS, "smoke", variant, seed=seed, **values)
+        return dict(builder.draw_added(builder.build_model(config, words, weights), seed).named_parameters())
+
+    torch.manual_seed(1)
+    full = drawn("full", 5)
+    torch.manual_seed(2)
+    for variant in ("head", "cross", "gen", "ft"):
+        other = drawn(variant, 5)
+        assert all(torch.equal(full[name], value) for name, value in other.items()), variant
+    assert all(torch.equal(full[f"backbone.{name}"], value) for name, value in weights.items())
+    another = drawn("full", 6)
+    for name in ("head.0.weight", "backbone.fusion.0.down.weight", "backbone.fusion.1.attention.in_proj_weight",
+                 "backbone.vision.encoder.layers.0.mlp.fc2.adapter.down.weight"):  # fmt: skip
+        assert not torch.equal(full[name], another[name]) and full[name].std() > 0.01
+    assert not full["backbone.fusion.0.up.weight"].any()
 
 
 # --- audit -----------------------------------------------------------------------------------------------
@@ -432,7 +483,7 @@ def test_pretraining_loss_counts_masked_words_of_matching_pairs():
 
 def test_backbone_has_the_released_number_of_parameters():
     with torch.device("meta"):
-        built = sum(parameter.numel() for parameter in model.M3AE(model.Sizes()).parameters())
+        built = sum(parameter.numel() for parameter in m3ae.M3AE(m3ae.Sizes()).parameters())
     assert built + backbone.UNUSED_PARAMETERS == 344_771_584
     assert backbone.UNUSED_PARAMETERS == 25_337_344 + 590_592
 
@@ -459,7 +510,7 @@ def test_adapter_counts_at_paper_sizes():
 
 def test_saved_bytes_on_meta_are_those_of_a_real_step():
     def build():
-        net = model.M3AD(model.M3AE(SMALL), 5)
+        net = model.M3AD(m3ae.M3AE(SMALL), 5)
         model.prepare_tuning(net, "adapters", fusion=True, bottleneck=4, fusion_heads=2)
         return net
 
@@ -484,134 +535,12 @@ def test_saved_bytes_of_a_known_graph():
 
 
 def test_audit_table_in_the_readme_is_what_the_command_prints(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation.audit_table, "__defaults__", (64, ("head", "full")))  # the others take longer
+    monkeypatch.setattr(audit.audit_table, "__defaults__", (64, ("head", "full")))  # the others take longer
     evaluation.audit(tmp_path / "audit.csv")
     head, *table = list(csv.reader((tmp_path / "audit.csv").open(encoding="utf-8")))
     assert "14315506" in capsys.readouterr().out
     text = Path(evaluation.__file__).with_name("README.md").read_text("utf-8")
     block = text.split("<!-- audit -->")[1].split("<!-- /audit -->")[0].strip().splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in block if not line.startswith("|---")]
-    assert rows[0] == head and [row[0] for row in rows[1:]] == list(evaluation.AUDITED)
+    assert rows[0] == head and [row[0] for row in rows[1:]] == list(audit.AUDITED)
     assert all(row in rows for row in table)
-
-
-# --- data ------------------------------------------------------------------------------------------------
-
-
-def put_image(path: Path, value=100):
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((6, 9), value, np.uint8)).save(path)
-
-
-def test_slake_layout(tmp_path):
-    for name, number in (("train", 1), ("validate", 2), ("test", 3)):
-        put_image(tmp_path / f"slack/imgs/xmlab{number}/source.jpg")
-        entry = {"img_name": f"xmlab{number}/source.jpg", "question": "Where?", "answer": " Left  Lung.", "qid": number}
-        entries = [{**entry, "q_lang": "en", "answer_type": "OPEN"}, {**entry, "q_lang": "zh", "answer_type": "OPEN"}]
-        (tmp_path / f"slack/{name}.json").write_text(json.dumps(entries), "utf-8")
-    assert data.find_layout(tmp_path)[0] == "slake"
-    parts = data.read_questions(tmp_path)
-    assert [len(parts[split]) for split in data.SPLITS] == [1, 1, 1]
-    question = parts["val"][0]
-    assert (question.case, question.answer) == ("open/2", "left lung")
-    assert data.read_image(question.image, 4).shape == (3, 4, 4)
-
-
-def test_medvqa_2019_layout(tmp_path):
-    for split in data.SPLITS:
-        put_image(tmp_path / f"medvqa_2019/{split}/images/a1.jpg")
-        folder = tmp_path / f"medvqa_2019/{split}/QA"
-        folder.mkdir()
-        for category in data.MED19_CATEGORIES:
-            (folder / f"{category}.csv").write_text(f"a1|what {category}?|the {category}\n", "utf-8")
-    parts = data.read_questions(tmp_path)
-    assert [question.case for question in parts["test"]] == ["modality/0", "organ/0", "plane/0", "abnormal/0"]
-    assert parts["train"][0].image.exists()
-    (tmp_path / "medvqa_2019/test/QA/Organ.csv").write_text("a1|what?\n", "utf-8")
-    with pytest.raises(InputError, match="Organ.csv.*line 1"):
-        data.read_questions(tmp_path)
-
-
-def test_melinda_layout(tmp_path):
-    for number, split in enumerate(("train", "dev", "test")):
-        put_image(tmp_path / f"melinda/melinda_images/f{number}.png")
-        text = f'figure_file,caption,p_meth_label\nf{number}.png,"Bands, of a gel",western blot\n'
-        (tmp_path / f"melinda/{split}.csv").write_text(text, "utf-8")
-    parts = data.read_questions(tmp_path, "melinda")
-    assert parts["test"][0].text == "Bands, of a gel" and parts["test"][0].case == "melinda/0"
-    assert data.answer_list(parts, "train") == ["western blot"]
-
-
-def test_vqa_rad_without_validation_part_holds_out_whole_images(tmp_path):
-    entries = [
-        {"qid": k, "image_name": f"i{k // 3}.jpg", "question": "q", "answer": str(k), "answer_type": "OPEN "}
-        for k in range(90)
-    ]
-    for name in ("trainset", "testset"):
-        (tmp_path / f"{name}.json").write_text(json.dumps(entries), "utf-8")
-    parts = data.read_questions(tmp_path)
-    assert len(parts["val"]) == 9 and len(parts["train"]) == 81
-    assert not {q.image for q in parts["val"]} & {q.image for q in parts["train"]}
-    assert len(data.answer_list(parts, "all")) == 90 and len(data.answer_list(parts, "train")) == 81
-    captions = data.read_captions(tmp_path)
-    assert len(captions) == 81 and captions[0].text == "q 0"
-    entries[4]["answer_type"] = "MAYBE"
-    (tmp_path / "testset.json").write_text(json.dumps(entries), "utf-8")
-    with pytest.raises(InputError, match="testset.json: entry 4.*maybe"):
-        data.read_questions(tmp_path)
-
-
-def test_sixteen_bit_images_use_their_own_range(tmp_path):
-    from PIL import Image
-
-    Image.fromarray(np.array([[1000, 3000]] * 2, np.uint16)).save(tmp_path / "deep.png")
-    image = data.read_image(tmp_path / "deep.png", 2)
-    assert image.min() == 0 and image.max() == 255
-    (tmp_path / "no.png").write_text("not an image", "utf-8")
-    with pytest.raises(InputError, match="no.png"):
-        data.read_image(tmp_path / "no.png", 2)
-
-
-def test_unknown_words_share_numbers_and_special_tokens_are_never_masked():
-    words = vocabulary.Vocabulary(["heart left lung"])
-    one, other = words.encode("spleen", 4)[1], words.encode("kidney", 4)[1]
-    assert one != other and all(4 <= number < 4 + vocabulary.UNKNOWN for number in (one, other))
-    assert words.encode("Left, LUNG!", 5) == [0, 4 + vocabulary.UNKNOWN + 1, 4 + vocabulary.UNKNOWN + 2, 2, 1]
-    assert len(words.encode("a " * 50, 6)) == 6 and max(words.encode("lung", 3)) < len(words)
-
-    class Grey:
-        size = 4
-
-        def __call__(self, path):
-            return np.zeros((3, 4, 4), np.uint8)
-
-    captions = [data.Question("c", Path("x"), "heart left lung", "")]
-    pairs = data.Captions(captions, Grey(), words, 8, 0.01, 0.0, 0.0)
-    for _ in range(20):
-        item = pairs[0]
-        assert (item["labels"] != -100).sum() == 1 and item["tokens"][0] == 0 and item["tokens"][4] == 2
-        assert (item["tokens"][5:] == 1).all() and item["matches"] == 1 and item["present"].sum() == 6
-    whole = data.Captions(captions, Grey(), words, 8, 0.01, 1.0, 0.0)[0]
-    assert (whole["tokens"] == words.mask).sum() == 3
-
-
-def test_text_only_sees_no_image():
-    words = vocabulary.Vocabulary(["a"], ["no", "yes"])
-    questions = [
-        data.Question("closed/0", Path("absent.jpg"), "a?", "yes"),
-        data.Question("open/1", Path("b"), "a", "9"),
-    ]
-    items = data.Questions(questions, data.Images([], 8), words, 5, use_image=False)
-    assert not items[0]["image"].any() and items[0]["answer"] == 1 and items[1]["answer"] == -1
-
-
-def test_prior_answers_are_the_majority_of_the_same_words():
-    def ask(text, answer=""):
-        return data.Question("open/0", Path("none"), text, answer)
-
-    training = [ask("Which side?", answer) for answer in ("left", "right", "right")]
-    training += [ask("Is there fluid?", answer) for answer in ("yes", "yes", "yes", "no")]
-    questions = [ask("which SIDE?"), ask("Is there fluid?"), ask("Never asked?")]
-    assert evaluation.prior_answers(training, questions) == ["right", "yes", "yes"]
