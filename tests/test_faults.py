@@ -30,9 +30,9 @@ from tests.conftest import proposed
 from tests.faults import Damage, damage_variants, relations
 from tests.test_contract import each_paper, module
 
-NOT_YET = {"cgc", "dkuxnet", "mddpm", "pcl", "unoranic", "waveformer"}
+NOT_YET = {"cgc", "dkuxnet", "pcl", "unoranic", "waveformer"}
 """papers whose data.py has not been adapted to `shared.readers` and `shared.photo`"""
-NOT_YET_APPLY = {"iagcn", "mddpm", "sr4zct"}
+NOT_YET_APPLY = {"iagcn", "sr4zct"}
 """papers whose `apply` has not"""
 NOTES = {"standin.json", "STANDIN.txt"}  # what a stand-in says about itself; nothing reads them
 FILE_FAULTS = {"garbage", "empty", "half", "a web page instead"}

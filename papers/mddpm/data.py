@@ -7,10 +7,9 @@
 
 The tables have the columns img_name, age, label, img_path, mask_path, seg_path; paths are relative to DATA. A volume
 of a training table may have a lesion mask too: its slices with lesion are then left out, so that a set without
-healthy people can be used.
+healthy people can be used. Volumes of any orientation are brought to R, A, S axes, and their masks with them.
 """
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +20,11 @@ from torch.utils.data import Dataset
 
 from papers.mddpm.masking import MaskingBlock
 from papers.mddpm.model import box_mask
-from papers.mddpm.noise import draw_noise
 from shared import nifti, resample
 from shared.errors import InputError
+from shared.files import inside, refuse_duplicates, refuse_overlap
+from shared.finite import finite
+from shared.readers import read_csv_rows
 
 COLUMNS = ("img_name", "img_path", "mask_path", "seg_path")
 
@@ -53,13 +54,15 @@ class Volume:
     """bool (X, Y, Z), the lesion, where there is a mask of it"""
     grid: nifti.Image
     """the prepared image with its affine, for writing results"""
+    window: tuple[float, float] = (0.0, 1.0)
+    """intensities of the scan that became 0 and 1"""
 
 
 def read_table(root: Path, name: str) -> list[dict[str, str]]:
     """Rows of `splits/<name>.csv`.
 
     Raises:
-        InputError: no data set, no table, missing columns, or no rows.
+        InputError: no data set, no table, or one that is broken, has no rows, or names a subject or an image twice.
     """
     root = Path(root)
     if not (root / "splits").is_dir():
@@ -68,15 +71,31 @@ def read_table(root: Path, name: str) -> list[dict[str, str]]:
     if not path.is_file():
         found = ", ".join(sorted(other.stem for other in path.parent.glob("*.csv"))) or "none"
         raise InputError(f"{path}: there is no such table; the data set has {found}; choose sets with --train-set ...")
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} can't be read as a table in UTF-8; save it as CSV again") from error
-    missing = [column for column in COLUMNS if rows and rows[0].get(column) is None]
-    if not rows or missing:
-        raise InputError(f"{path}: expected rows with the columns {', '.join(COLUMNS)}, found none or no {missing}")
+    rows = read_csv_rows(path, COLUMNS, unique="img_name")
+    for row in rows:
+        if not row["img_name"].strip():
+            raise InputError(f"{path}: a row has no img_name")
+    refuse_duplicates([row["img_path"].strip() for row in rows], f"{path}: values of 'img_path'")
     return rows
+
+
+def refuse_shared_cases(root: Path, train: str, tests: list[str], validations: list[str]) -> None:
+    """No subject of the training table or a test table may be in any other table; those for validation may overlap.
+
+    Args:
+        root: the data set.
+        train, tests, validations: names of tables; those that are not there are left out.
+
+    Raises:
+        InputError: a name or an image is in two of them.
+    """
+    there = [name for name in (train, *tests, *validations) if (Path(root) / "splits" / f"{name}.csv").is_file()]
+    tables = {name: read_table(root, name) for name in there}
+    for number, one in enumerate(there):
+        for other in there[number + 1 :]:
+            for column in ("img_name", "img_path") if {one, other} - set(validations) else ():
+                parts = [[row[column].strip() for row in tables[name]] for name in (one, other)]
+                refuse_overlap(*parts, f"{Path(root) / 'splits'}: {column} of {one}.csv and {other}.csv")
 
 
 def crop_or_pad(volume: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
@@ -111,25 +130,27 @@ def _regrid(image: nifti.Image, data: np.ndarray, preparation: Preparation, labe
 
 
 def prepare(image: nifti.Image, mask: nifti.Image, seg: nifti.Image | None, preparation: Preparation) -> Volume:
-    """Smooth, crop, scale to [0, 1] between the 1st and 99th percentile of the brain, downsample.
+    """Bring to R, A, S axes, smooth, crop, scale to [0, 1] between the brain's 1st and 99th percentile, downsample.
 
     Raises:
-        InputError: an empty mask, shapes that differ, or a brain of one intensity.
+        InputError: a mask that does not lie on the image's voxels or is empty, or a brain of one intensity.
     """
-    for other in (mask, seg):
-        if other is not None and other.shape != image.shape:
-            raise InputError(f"{other.path} has the shape {other.shape}, expected that of {image.path}, {image.shape}")
-    data, brain = image.data.astype(np.float32), mask.data > 0
+    masks = [None if other is None else resample.on_grid_of(other, image) for other in (mask, seg)]
+    image, mask, seg = [None if other is None else resample.to_ras(other) for other in (image, *masks)]
+    name = image.path or "the scan"
+    brain = mask.data > 0
+    with np.errstate(over="ignore"):
+        data = finite(image.data.astype(np.float32), f"{name} in single precision")
     if not brain.any():
         raise InputError(f"{mask.path}: the brain mask is empty")
     if preparation.curvature_flow:
         import SimpleITK as sitk
 
         smoothed = sitk.CurvatureFlow(sitk.GetImageFromArray(data), 0.125, preparation.curvature_flow)
-        data = sitk.GetArrayFromImage(smoothed)
-    low, high = np.percentile(data[brain], (1, 99)).astype(np.float32)
+        data = finite(sitk.GetArrayFromImage(smoothed), f"{name} after smoothing")
+    low, high = np.percentile(data[brain].astype(np.float64), (1, 99))
     if not high > low:
-        raise InputError(f"{image.path}: the brain has one intensity only ({low:g}); is this the right file?")
+        raise InputError(f"{name}: the brain has one intensity only ({low:g}); is this the right file?")
     scaled = np.where(brain, np.clip((data - low) / (high - low), 0, 1), 0).astype(np.float32)
     grid = _regrid(image, scaled, preparation, label=False)
     small_mask = _regrid(image, brain.astype(np.uint8), preparation, label=True).data > 0
@@ -137,7 +158,8 @@ def prepare(image: nifti.Image, mask: nifti.Image, seg: nifti.Image | None, prep
     if seg is not None:
         small_seg = _regrid(image, (seg.data > 0).astype(np.uint8), preparation, label=True).data > 0
     values = np.where(small_mask, np.clip(grid.data, 0, 1), 0).astype(np.float32)
-    return Volume(Path(image.path).name if image.path else "", values, small_mask, small_seg, grid)
+    name = Path(image.path).name if image.path else ""
+    return Volume(name, values, small_mask, small_seg, grid, (float(low), float(high)))
 
 
 def read_volume(root: Path, row: dict[str, str], preparation: Preparation) -> Volume:
@@ -148,13 +170,13 @@ def read_volume(root: Path, row: dict[str, str], preparation: Preparation) -> Vo
     """
 
     def path(column: str) -> Path:
-        return Path(root) / row[column].strip().lstrip("/")
+        return inside(root, row[column].strip().lstrip("/"))
 
     image = nifti.load(path("img_path"), ndim=3)
     mask = nifti.load_labels(path("mask_path"), 2, ndim=3)
     seg = nifti.load_labels(path("seg_path"), 256, ndim=3) if row["seg_path"].strip() else None
     volume = prepare(image, mask, seg, preparation)
-    volume.name = row["img_name"]
+    volume.name = row["img_name"].strip()
     return volume
 
 
@@ -180,40 +202,26 @@ def healthy_slices(volume: Volume) -> np.ndarray:
 
 
 class HealthySlices(Dataset):
-    """Random slices of healthy volumes with everything that a training step draws.
+    """Random slices of healthy volumes with everything that a training step draws for each slice.
 
-    An item is a dict: `clean` z₀ and `masked` z_M, float32 (1, H, W) in [0, 1]; `noise` ε (1, H, W); `t`; `box`
-    (1, H, W), 1 where noise is added. For an autoencoder it is `clean` and `code`, the noise of the code. All
-    randomness is torch's.
+    An item is a dict: `clean` z₀ and `masked` z_M, float32 (1, H, W) in [0, 1]; `t`; `box` (1, H, W), 1 where noise is
+    added. All randomness is torch's, and what all variants need is drawn first, so that they get the same slices and
+    time steps.
 
     Args:
         volumes: of `read_volumes`.
         per_volume: items per volume in one pass (released code: 6).
         masking: the masking block.
-        noise: "simplex" or "gaussian".
-        wavelength: of the noise's first octave, in pixels.
         steps: T.
         grid: boxes per side; 1 noises the whole slice.
-        latent: length of an autoencoder's code; 0 for a diffusion model.
     """
 
-    def __init__(
-        self,
-        volumes: list[Volume],
-        per_volume: int,
-        masking: MaskingBlock,
-        noise: str,
-        wavelength: float,
-        steps: int,
-        grid: int,
-        latent: int = 0,
-    ):
+    def __init__(self, volumes: list[Volume], per_volume: int, masking: MaskingBlock, steps: int, grid: int):
         self.slices = [(volume, healthy_slices(volume)) for volume in volumes]
         self.slices = [(volume, indices) for volume, indices in self.slices if len(indices)]
         if not self.slices:
             raise InputError("no training volume has a slice without lesion: nothing healthy to learn from")
-        self.per_volume, self.masking, self.noise, self.wavelength = per_volume, masking, noise, wavelength
-        self.steps, self.grid, self.latent = steps, grid, latent
+        self.per_volume, self.masking, self.steps, self.grid = per_volume, masking, steps, grid
 
     def __len__(self) -> int:
         return len(self.slices) * self.per_volume
@@ -221,13 +229,14 @@ class HealthySlices(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         volume, indices = self.slices[index // self.per_volume]
         number = indices[int(torch.randint(len(indices), ()))]
+        t, box = torch.randint(self.steps, ()), int(torch.randint(self.grid**2, ()))
         clean = torch.from_numpy(volume.image[:, :, number].copy())
         masked = self.masking(clean, torch.from_numpy(volume.mask[:, :, number].copy()))
-        item = {"clean": clean[None]}
-        if self.latent:
-            return {**item, "code": torch.randn(self.latent)}
-        item["masked"] = masked[None]
-        item["noise"] = draw_noise(self.noise, *clean.shape, self.wavelength)[None]
-        item["t"] = torch.randint(self.steps, ())
-        item["box"] = box_mask(*clean.shape, self.grid, int(torch.randint(self.grid**2, ())))[None]
-        return item
+        box = box_mask(*clean.shape, self.grid, box)
+        return {"clean": clean[None], "masked": masked[None], "t": t, "box": box[None]}
+
+
+def every_healthy_slice(volumes: list[Volume]) -> Tensor:
+    """(N, 1, H, W) in [0, 1]."""
+    slices = [volume.image[:, :, healthy_slices(volume)].transpose(2, 0, 1) for volume in volumes]
+    return torch.from_numpy(np.concatenate(slices))[:, None]

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 Kind = Literal["none", "ipm", "fpm", "fpm_cm", "released"]
+INSET = 5
+"""pixels between the brain's bounding box and a patch, in the released code"""
 
 
 def _integer(low: int, high: int) -> int:
@@ -131,13 +133,20 @@ class MaskingBlock:
         return frequency_patch_cutmix(image, self.filtered(image, foreground), keep)
 
     def _released(self, image: Tensor, foreground: Tensor) -> Tensor:
-        rows = foreground.any(1).nonzero()[:, 0]
-        height = int(rows[-1]) - int(rows[0]) + 1
-        low, high = max(1, round(0.09 * height)), max(1, round(0.18 * height))
+        """Up to five patches of a low-pass or high-pass copy, sides 9 to 18 % of the brain's height.
+
+        They lie inside the brain's bounding box, `INSET` pixels from its border. Where it has no room there is none.
+        """
+        boxes = [foreground.any(axis).nonzero()[:, 0] for axis in (1, 0)]  # rows and columns with brain
+        longest = int(0.18 * len(boxes[0]))
         filtered = centred_filter(image, _integer(2, 10), bool(torch.rand(()) < 0.5))
         keep = torch.ones_like(foreground)
-        inside = foreground.nonzero()
         for _ in range(_integer(0, 5)):
-            row, column = inside[_integer(0, len(inside) - 1)].tolist()
-            keep[row : row + _integer(low, high), column : column + _integer(low, high)] = False
+            height, width = _integer(longest // 2, longest), _integer(longest // 2, longest)
+            (top, last_top), (left, last_left) = [
+                (int(box[0]) + INSET, int(box[-1]) - INSET - longest) for box in boxes
+            ]
+            if last_top >= top and last_left >= left:
+                row, column = _integer(top, last_top), _integer(left, last_left)
+                keep[row : row + height, column : column + width] = False
         return frequency_patch_cutmix(image, filtered, keep | ~foreground)

@@ -49,7 +49,7 @@ class DirectDiffusion(nn.Module):
         >>> from papers.mddpm.unet import UNet
         >>> model = DirectDiffusion(UNet(width=8, blocks=1))
         >>> slices = torch.rand(2, 1, 48, 48)
-        >>> model.reconstruct(slices, torch.randn(2, 1, 48, 48), t=500).shape
+        >>> model.reconstruct(slices, torch.randn(2, 1, 48, 48), t=499).shape
         torch.Size([2, 1, 48, 48])
     """
 
@@ -74,7 +74,7 @@ class DirectDiffusion(nn.Module):
         Args:
             z: (B, 1, H, W) slice before the forward process, z_M in training.
             noise: (B, 1, H, W) ε.
-            t: (B,) time steps.
+            t: (B,) time steps, counted from 0.
             box: (B, 1, H, W), 1 where noise is added; everywhere if None.
         """
         noisy = self.noised(z, noise, t)
@@ -82,7 +82,7 @@ class DirectDiffusion(nn.Module):
             noisy = torch.where(box > 0, noisy, 2 * z - 1)
         return (self.network(noisy, t) + 1) / 2
 
-    def reconstruct(self, z: Tensor, noise: Tensor, t: int = 500) -> Tensor:
+    def reconstruct(self, z: Tensor, noise: Tensor, t: int = 499) -> Tensor:
         """Pseudo-healthy slice at the fixed time step, without a reverse chain and without masking (M5).
 
         pDDPM takes its boxes one after the other and puts the results together.

@@ -4,6 +4,7 @@ python -m papers.mddpm.train --data DATA --out runs/mine --profile cpu --variant
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from shared.cli import RunConfig, train_command
@@ -14,8 +15,8 @@ from shared.errors import InputError
 class Config(RunConfig):
     """mDDPM: unsupervised anomaly detection with a masked diffusion model."""
 
-    method: Literal["diffusion", "vae", "intensity"] = "diffusion"
-    """diffusion model; variational autoencoder; or the intensity itself as anomaly score, which trains nothing"""
+    method: Literal["diffusion", "vae", "pca", "intensity"] = "diffusion"
+    """diffusion model; variational autoencoder; principal components; or the intensity itself as anomaly score"""
     masking: Literal["none", "ipm", "fpm", "fpm_cm", "released"] = "fpm_cm"
     """masking block in training; released is the variant of FPM-CM in the released code"""
     ratio: tuple[float, float] = (0.1, 0.9)
@@ -32,8 +33,8 @@ class Config(RunConfig):
     """wavelength of the first of six octaves of simplex noise, in pixels (released code: 64)"""
     timesteps: int = 1000
     """T of the forward process (released code: 1000)"""
-    t_test: int = 500
-    """time step of the single pass at test (released code: 500)"""
+    t_test: int = 499
+    """time step of the single pass at test, counted from 0 (released code: 499)"""
     noise_draws: int = 1
     """reconstructions per slice that are averaged at test (paper: 1)"""
     width: int = 128
@@ -45,13 +46,11 @@ class Config(RunConfig):
     vae_widths: tuple[int, ...] = (32, 64, 128, 128)
     """channels of the autoencoder's strided convolutions"""
     latent: int = 128
-    """length of the autoencoder's code"""
+    """length of the autoencoder's code; number of principal components"""
     kl_weight: float = 1e-3
     """weight of the autoencoder's Kullback-Leibler term"""
     epochs: int = 1600
     """passes over the training volumes (paper: 1600)"""
-    vae_epochs: int = 1600
-    """the same for the autoencoder"""
     slices_per_volume: int = 6
     """random slices of each volume per epoch (released code: 6)"""
     lr: float = 1e-4
@@ -84,24 +83,27 @@ class Config(RunConfig):
     """detections of this many voxels or fewer are dropped (released code: 7)"""
 
 
+SMALL = {
+    "width": 8, "multipliers": (1, 2, 2), "blocks": 1, "vae_widths": (16, 32, 64), "batch_size": 4,
+    "slices_per_volume": 6, "epochs": 40, "lr": 5e-3, "vae_lr": 3e-3, "schedule": "onecycle",
+    "validations": 4, "validation_slices": 48, "sides": (3, 13), "frequency_sides": (2, 10), "wavelength": 32.0,
+    "curvature_flow": 0, "crop": (0, 0, 0), "downsample": (1, 1, 1), "erosions": 1, "median": 3, "smallest": 0,
+}  # fmt: skip
 PROFILES = {
     "smoke": {
         "width": 8, "multipliers": (1, 1, 1), "blocks": 1, "vae_widths": (4, 8), "latent": 4, "batch_size": 2,
-        "slices_per_volume": 2, "epochs": 1, "vae_epochs": 1, "validations": 1, "validation_slices": 2,
-        "sides": (3, 8), "frequency_sides": (2, 8), "wavelength": 16.0, "timesteps": 100, "t_test": 50,
+        "slices_per_volume": 2, "epochs": 1, "validations": 1, "validation_slices": 2,
+        "sides": (3, 8), "frequency_sides": (2, 8), "wavelength": 16.0, "timesteps": 100, "t_test": 49,
         "curvature_flow": 0, "crop": (0, 0, 0), "downsample": (1, 1, 1), "erosions": 1, "median": 1, "smallest": 0,
     },
-    "cpu": {
-        "width": 8, "multipliers": (1, 2, 2), "blocks": 1, "vae_widths": (16, 32, 64), "batch_size": 4,
-        "slices_per_volume": 6, "epochs": 8, "vae_epochs": 16, "lr": 5e-3, "vae_lr": 3e-3, "schedule": "onecycle",
-        "validations": 3, "validation_slices": 48, "sides": (3, 13), "frequency_sides": (2, 10), "wavelength": 32.0,
-        "curvature_flow": 0, "crop": (0, 0, 0), "downsample": (1, 1, 1), "erosions": 1, "median": 3, "smallest": 0,
-    },
+    "cpu": SMALL,
+    "study": SMALL,
     "paper": {"batch_size": 32},
 }  # fmt: skip
 
 VARIANTS = {
-    "intensity": {"method": "intensity"},
+    "intensity": {"method": "intensity", "masking": "none"},
+    "pca": {"method": "pca", "masking": "none"},
     "vae": {"method": "vae", "masking": "none"},
     "ddpm": {"masking": "none"},
     "gaussian": {"masking": "none", "noise": "gaussian"},
@@ -111,6 +113,13 @@ VARIANTS = {
     "full": {},
     "released": {"masking": "released", "grid": 2},
 }
+
+
+def split_tables(config: Config) -> tuple[str, list[str], list[str]]:
+    """Names of the table for training, of those for tests, and of those for validation."""
+    tests, validations = ([f"{name}_{part}" for name in config.test_sets] for part in ("test", "val"))
+    fold = f"{config.train_set}_{{}}_fold{config.fold}"
+    return fold.format("train"), tests, [fold.format("val"), *validations]
 
 
 def preparation(config: Config):
@@ -126,12 +135,15 @@ def build_model(config: Config, height: int, width: int):
     Raises:
         InputError: the network can't take slices of that size.
     """
+    from papers.mddpm.components import PrincipalComponents
     from papers.mddpm.model import DirectDiffusion
     from papers.mddpm.unet import UNet
     from papers.mddpm.vae import VAE
 
     if config.method == "intensity":
         return None
+    if config.method == "pca":
+        return PrincipalComponents(height, width, config.latent)
     levels = len(config.vae_widths) if config.method == "vae" else len(config.multipliers) - 1
     if height % 2**levels or width % 2**levels:
         raise InputError(
@@ -148,44 +160,35 @@ def slices_of(config: Config, volumes: list, masking: str):
     from papers.mddpm.masking import MaskingBlock
 
     block = MaskingBlock(masking, config.ratio, config.sides, config.frequency_sides)
-    return HealthySlices(
-        volumes, config.slices_per_volume, block, config.noise, config.wavelength, config.timesteps, config.grid,
-        config.latent if config.method == "vae" else 0,
-    )  # fmt: skip
+    return HealthySlices(volumes, config.slices_per_volume, block, config.timesteps, config.grid)
+
+
+def with_noise(config: Config, batch: dict) -> dict:
+    """The batch with `noise`: ε of the forward process (B, 1, H, W), or that of the autoencoder's code (B, latent)."""
+    import torch
+
+    from papers.mddpm.noise import draw_noise
+
+    count, _, height, width = batch["clean"].shape
+    if config.method == "vae":
+        noise = torch.randn(count, config.latent)
+    else:
+        noise = draw_noise(config.noise, count, height, width, config.wavelength)
+    return {**batch, "noise": noise.to(batch["clean"].device)}
 
 
 def loss_parts(config: Config, model, batch: dict) -> dict:
-    """Losses of one batch; "loss" is what is minimised."""
+    """Losses of one batch of `with_noise`; "loss" is what is minimised."""
     from papers.mddpm.model import reconstruction_loss
     from papers.mddpm.vae import kl_divergence
 
     if config.method == "vae":
-        prediction, mean, spread = model(batch["clean"], batch["code"])
+        prediction, mean, spread = model(batch["clean"], batch["noise"])
         error, divergence = reconstruction_loss(prediction, batch["clean"]), kl_divergence(mean, spread)
         return {"loss": error + config.kl_weight * divergence, "error": error, "divergence": divergence}
     box = batch["box"] if config.grid > 1 else None
     prediction = model(batch["masked"], batch["noise"], batch["t"], box)
     return {"loss": reconstruction_loss(prediction, batch["clean"], box)}
-
-
-class BestWeights:
-    """The weights with the lowest healthy validation loss. Part of the checkpoint."""
-
-    def __init__(self):
-        self.state = {"validations": 0, "loss": float("inf"), "weights": {}}
-
-    def update(self, loss: float, model) -> None:
-        """After each validation: keep the model's weights if they are the best so far."""
-        self.state["validations"] += 1
-        if loss < self.state["loss"]:
-            weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-            self.state.update(loss=loss, weights=weights)
-
-    def state_dict(self) -> dict:
-        return dict(self.state)
-
-    def load_state_dict(self, state: dict) -> None:
-        self.state = dict(state)
 
 
 def validation_batches(config: Config, volumes: list) -> list[dict]:
@@ -197,64 +200,51 @@ def validation_batches(config: Config, volumes: list) -> list[dict]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         items = [dataset[number % len(dataset)] for number in range(config.validation_slices)]
-    for item in items:
-        item |= {"t": torch.tensor(config.t_test)}
-    return [default_collate(items[k : k + config.batch_size]) for k in range(0, len(items), config.batch_size)]
-
-
-def validation_loss(config: Config, model, batches: list[dict], device) -> float:
-    """Mean loss over the validation slices."""
-    import torch
-
-    from shared.gpu import to_device
-
-    model.eval()
-    total = count = 0
-    with torch.no_grad():
-        for batch in batches:
-            loss = loss_parts(config, model, to_device(batch, device))["loss"]
-            total, count = total + loss.item() * len(batch["clean"]), count + len(batch["clean"])
-    model.train()
-    return total / count
+        items = [{**item, "t": torch.tensor(config.t_test)} for item in items]
+        batches = [items[k : k + config.batch_size] for k in range(0, len(items), config.batch_size)]
+        return [with_noise(config, default_collate(batch)) for batch in batches]
 
 
 def train(config: Config) -> None:
     """Train on the healthy volumes of `train_set`; writes config.json, checkpoint.pt and log.csv to `config.out`."""
     import torch
 
-    from papers.mddpm.data import read_volumes
+    from papers.mddpm.data import every_healthy_slice, read_volumes, refuse_shared_cases
+    from papers.mddpm.validation import BestWeights, mean_loss
     from shared import gpu
 
-    table = f"{config.train_set}_{{}}_fold{config.fold}"
-    volumes = read_volumes(config.data, table.format("train"), preparation(config))
-    validation = read_volumes(config.data, table.format("val"), preparation(config))
+    tables = split_tables(config)
+    refuse_shared_cases(config.data, *tables)
+    volumes, validation = (read_volumes(config.data, name, preparation(config)) for name in (tables[0], tables[2][0]))
     run = gpu.Run(config, paper="mddpm")
-    plain = build_model(config, *volumes[0].image.shape[:2])
-    if plain is None:
-        run.restore()
+    size = volumes[0].image.shape[:2]
+    plain, best = build_model(config, *size), BestWeights(*size)
+    if config.method in ("intensity", "pca"):
+        if config.method == "pca":
+            plain.fit(every_healthy_slice(volumes))
+            run.prepare(plain)
+        run.restore(best=best)
         run.save()
         return
-    model, dataset = run.prepare(plain), slices_of(config, volumes, config.masking)
+    model, dataset = run.prepare(gpu.initialise_by_name(plain, config.seed)), slices_of(config, volumes, config.masking)
     batches = validation_batches(config, validation)
 
-    epochs = config.vae_epochs if config.method == "vae" else config.epochs
-    steps = max(2, epochs * len(dataset) // config.batch_size)
+    steps = max(2, config.epochs * len(dataset) // config.batch_size)
     lr = config.vae_lr if config.method == "vae" else config.lr
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     if config.schedule == "onecycle":
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)
     else:
         scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    best = BestWeights()
     run.restore(optimizer=optimizer, scheduler=scheduler, best=best)
 
     while best.state["validations"] < config.validations:
         end = steps * (best.state["validations"] + 1) // config.validations
         for _, batch in run.batches(dataset, end):
             with run.autocast():
-                parts = loss_parts(config, model, batch)
+                parts = loss_parts(config, model, with_noise(config, batch))
             run.update(parts.pop("loss"), optimizer, scheduler, **parts)
-        best.update(validation_loss(config, plain, batches, run.device), plain)
+        best.update(mean_loss(partial(loss_parts, config), plain, batches, run.device), plain)
     run.save()
 
 

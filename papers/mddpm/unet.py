@@ -13,11 +13,10 @@ def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels)
 
 
-def zeroed(module: nn.Module) -> nn.Module:
-    """Weights and bias 0: the block starts as the identity."""
-    for parameter in module.parameters():
-        nn.init.zeros_(parameter)
-    return module
+def zero(layer: nn.Module) -> None:
+    """Weights and bias 0: the block starts as the identity, the network with the prediction 0."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
 
 
 def time_embedding(t: Tensor, channels: int) -> Tensor:
@@ -38,8 +37,12 @@ class ResBlock(nn.Module):
         self.first = nn.Conv2d(channels, out, 3, padding=1)
         self.time = nn.Linear(embedding, 2 * out)
         self.norm = norm(out)
-        self.second = zeroed(nn.Conv2d(out, out, 3, padding=1))
+        self.second = nn.Conv2d(out, out, 3, padding=1)
         self.skip = nn.Identity() if channels == out else nn.Conv2d(channels, out, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        zero(self.second)
 
     def _resized(self, x: Tensor) -> Tensor:
         if self.resize == "down":
@@ -61,7 +64,11 @@ class SelfAttention(nn.Module):
         self.heads = max(1, channels // head_channels)
         self.norm = norm(channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.out = zeroed(nn.Conv1d(channels, channels, 1))
+        self.out = nn.Conv1d(channels, channels, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        zero(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
@@ -110,7 +117,11 @@ class UNet(nn.Module):
                 now = multiplier * width
             if level > 0:
                 self.up.append(ResBlock(now, now, embedding, "up"))
-        self.out = nn.Sequential(norm(now), nn.SiLU(), zeroed(nn.Conv2d(now, channels, 3, padding=1)))
+        self.out = nn.Sequential(norm(now), nn.SiLU(), nn.Conv2d(now, channels, 3, padding=1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        zero(self.out[-1])
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         if x.shape[2] % self.divisor or x.shape[3] % self.divisor:

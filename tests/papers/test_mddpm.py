@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from papers.mddpm import data, detection, masking, model, noise, train, unet, vae
-from papers.mddpm.eval import Detector
+from papers.mddpm import components, data, detection, masking, model, noise, train, unet, vae
+from papers.mddpm.detector import Detector
+from papers.mddpm.eval import otsu_mask
 from shared import nifti
 from shared.cli import configure
 from shared.errors import InputError
 
 
-@pytest.mark.parametrize("name", ["noise", "masking", "unet", "model", "vae"])
+@pytest.mark.parametrize("name", ["noise", "masking", "unet", "model", "vae", "components"])
 def test_examples_in_docstrings(name):
     result = doctest.testmod(importlib.import_module(f"papers.mddpm.{name}"), extraglobs={"torch": torch})
     assert result.failed == 0 and result.attempted
@@ -121,57 +122,101 @@ def test_frequency_masking_keeps_the_mean():
     assert torch.equal(block(image, foreground & False), image)  # a slice without brain
 
 
-def test_released_masking_changes_little():
-    image, foreground = brain_slice()
+def test_released_masking_is_a_few_patches_well_inside_of_the_brain():
+    """Sides of half of int(0.18 h) to int(0.18 h), h the brain's rows; 5 pixels or more from its bounding box."""
+    foreground = torch.zeros(96, 96, dtype=torch.bool)
+    foreground[8:83, 13:90] = True  # 75 rows: sides of 6 to 13
     torch.manual_seed(0)
-    block = masking.MaskingBlock("released")
-    shares = [float((block(image, foreground) != image).sum() / foreground.sum()) for _ in range(60)]
-    assert min(shares) == 0 and 0.03 < max(shares) < 0.25
+    image = torch.where(foreground, 0.2 + 0.8 * torch.rand(96, 96), torch.zeros(()))
+    block, shares, single, touched = masking.MaskingBlock("released"), [], set(), torch.zeros_like(foreground)
+    for _ in range(400):
+        changed = block(image, foreground) != image
+        touched |= changed
+        shares.append(float(changed.sum() / foreground.sum()))
+        height, width = int(changed.any(1).sum()), int(changed.any(0).sum())
+        if height * width == changed.sum() > 0:  # one patch
+            single |= {height, width}
+    assert min(shares) == 0 and 0.05 < max(shares) < 5 * 13 * 13 / (75 * 77)
+    assert 0.1 < shares.count(0.0) / 400 < 0.25  # of 0 to 5 patches, one in six times none
+    assert single <= set(range(6, 14)) and {6, 13} <= single
+    rows, columns = touched.any(1).nonzero()[:, 0], touched.any(0).nonzero()[:, 0]
+    assert (rows[0], rows[-1]) == (13, 82 - 5 - 1) and (columns[0], columns[-1]) == (18, 89 - 5 - 1)
+    small = torch.zeros(96, 96, dtype=torch.bool)
+    small[40:50, 40:50] = True  # no room for a patch
+    assert all(torch.equal(block(image * small, small), image * small) for _ in range(20))
 
 
 # --- M2: noise and forward process -------------------------------------------------------------------------
 
 
-def slow_simplex(x, y, table):
-    """Gustavson's 2-D simplex noise for one point, in plain Python."""
-    skew, unskew = 0.5 * (math.sqrt(3) - 1), (3 - math.sqrt(3)) / 6
-    i, j = math.floor(x + (x + y) * skew), math.floor(y + (x + y) * skew)
-    x0, y0 = x - (i - (i + j) * unskew), y - (j - (i + j) * unskew)
-    i1, j1 = (1, 0) if x0 > y0 else (0, 1)
+RELEASED_STD = 0.592
+RELEASED_POWER = {(0, 1): 0.0498, (1, 4): 0.1986, (4, 8): 0.0514, (8, 16): 0.0305, (16, 32): 0.0176, (32, 99): 0.0046}
+"""of 40 fields of 96 × 96 pixels that the released code (e76b948) drew: variance in bands of cycles per field"""
+
+
+def slow_opensimplex(x, y, table):
+    """Σ max(0, 2 - d²)⁴ g·d / 47 over all points of the lattice that are anywhere near, in plain Python."""
+    eight = [(5, 2), (2, 5), (-5, 2), (-2, 5), (5, -2), (2, -5), (-5, -2), (-2, -5)]
+    squish = (math.sqrt(3) - 1) / 2
+    around = round((x + y) * (1 / math.sqrt(3) - 1) / 2)
     total = 0.0
-    for di, dj in ((0, 0), (i1, j1), (1, 1)):
-        dx, dy = x0 - di + (di + dj) * unskew, y0 - dj + (di + dj) * unskew
-        angle = table[(i + di + table[(j + dj) % 256]) % 256] % 16 * 2 * math.pi / 16
-        total += max(0.5 - dx * dx - dy * dy, 0) ** 4 * (math.cos(angle) * dx + math.sin(angle) * dy)
-    return 99.20433458 * total
+    for i in range(round(x) + around - 4, round(x) + around + 5):
+        for j in range(round(y) + around - 4, round(y) + around + 5):
+            dx, dy = x - i - squish * (i + j), y - j - squish * (i + j)
+            gradient = eight[(table[(table[i % 256] + j) % 256] % 16) // 2]
+            total += max(2 - dx * dx - dy * dy, 0) ** 4 * (gradient[0] * dx + gradient[1] * dy)
+    return total / 47
 
 
-def test_simplex_noise_is_that_of_a_loop():
+def test_opensimplex_is_the_sum_over_the_lattice():
     torch.manual_seed(0)
-    x, y = 300 * torch.rand(2, 200, dtype=torch.float64)
+    x, y = 300 * torch.rand(2, 300, dtype=torch.float64) - 40
     table = torch.randperm(256)
-    found = noise.simplex(x, y, table)
-    expected = [slow_simplex(a, b, table.tolist()) for a, b in zip(x.tolist(), y.tolist())]
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-10)
+    found = noise.opensimplex(x, y, table)
+    expected = [slow_opensimplex(a, b, table.tolist()) for a, b in zip(x.tolist(), y.tolist())]
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
 
 
-def test_simplex_noise_is_continuous_and_bounded():
+def test_opensimplex_is_continuous_and_bounded():
     torch.manual_seed(0)
     table = torch.randperm(256)
     line = torch.linspace(0, 40, 40001, dtype=torch.float64)
-    values = noise.simplex(line, 0.37 * line, table)
-    assert values.diff().abs().max() < 0.01 and values.abs().max() <= 1.0001 and values.std() > 0.2
+    values = noise.opensimplex(line, 0.37 * line, table)
+    assert values.diff().abs().max() < 0.01 and values.abs().max() <= 1.0001 and values.std() > 0.15
 
 
-def test_simplex_fields_differ_are_centred_and_favour_long_waves():
+def test_a_field_is_the_sum_of_its_octaves():
+    torch.manual_seed(4)
+    found = noise.simplex_field(5, 7, octaves=3, persistence=0.5, wavelength=12.0)
+    torch.manual_seed(4)
+    table = torch.randperm(256).tolist()
+    for row in range(5):
+        for column in range(7):
+            octaves = [0.5**k * slow_opensimplex(column * 2**k / 12, row * 2**k / 12, table) for k in range(3)]
+            assert float(found[row, column]) == pytest.approx(sum(octaves), abs=1e-6)
+    assert found[0, 0] == 0
+
+
+def test_amplitude_and_spectrum_of_the_noise_are_those_of_the_released_code():
+    """White noise of the same variance would have 0.22 above 32 cycles; 40 fields leave an error of about 5 %."""
     torch.manual_seed(0)
-    fields = torch.stack([noise.simplex_field(64, 64) for _ in range(40)])
-    assert (fields[0] - fields[1]).abs().max() > 0.5
-    assert abs(float(fields.mean())) < 0.15 and 0.6 < float(fields.std()) < 1.2
-    power = torch.fft.fft2(fields).abs().square().mean(0)
-    assert power[1:4, 1:4].mean() > 30 * power[20:30, 20:30].mean()
-    white = torch.fft.fft2(torch.stack([noise.draw_noise("gaussian", 64, 64) for _ in range(40)])).abs().square()
-    assert white.mean(0)[1:4, 1:4].mean() == pytest.approx(float(white.mean(0)[20:30, 20:30].mean()), rel=0.3)
+    fields = torch.stack([noise.simplex_field(96, 96) for _ in range(300)]).double()
+    assert float(fields.std()) == pytest.approx(RELEASED_STD, rel=0.05)
+    power = torch.fft.fft2(fields).abs().square().mean(0) / 96**4
+    frequency = torch.fft.fftfreq(96, 1 / 96).double()
+    radius = torch.hypot(frequency[:, None], frequency[None])
+    for (low, high), released in RELEASED_POWER.items():
+        found = float(power[(radius >= low) & (radius < high)].sum())
+        assert found == pytest.approx(released, rel=0.2), f"{low} to {high} cycles"
+
+
+def test_one_field_is_repeated_over_the_batch_and_white_noise_is_not():
+    torch.manual_seed(0)
+    field, white = noise.draw_noise("simplex", 5, 24, 20), noise.draw_noise("gaussian", 5, 24, 20)
+    assert field.shape == white.shape == (5, 1, 24, 20)
+    assert all(torch.equal(field[0], other) for other in field) and (white[0] - white[1]).abs().max() > 1
+    assert (field - noise.draw_noise("simplex", 5, 24, 20)).abs().max() > 0.5  # another batch, another field
+    assert float(white.std()) == pytest.approx(1, abs=0.05)
 
 
 def test_cosine_schedule():
@@ -255,6 +300,9 @@ def test_training_masks_the_input_and_not_the_target():
     volume = data.Volume("v", image[:, :, None].numpy(), foreground[:, :, None].numpy(), None, None)
     torch.manual_seed(0)
     item = train.slices_of(config, [volume], "ipm")[0]
+    plain = train.slices_of(config, [volume], "none")
+    torch.manual_seed(0)
+    assert torch.equal(plain[0]["t"], item["t"])  # masking draws after what all variants draw
     assert torch.equal(item["clean"][0], image) and (item["masked"] != item["clean"]).any()
     diffusion = model.DirectDiffusion(Keep(), config.timesteps)
     batch = {key: value[None] for key, value in item.items()} | {"noise": torch.zeros(1, 1, 48, 40)}
@@ -351,13 +399,48 @@ def test_small_components_are_dropped():
     assert detection.binarise(score, 0.5, smallest=0).sum() == 15
 
 
+def volume_of(image, name="v"):
+    return data.Volume(name, image, np.ones(image.shape, bool), None, None)
+
+
 def test_intensity_score_needs_no_network():
     config = configure(train.Config, train.PROFILES, train.VARIANTS, "smoke", "intensity", data=".", out=".")
+    image = np.random.default_rng(0).random((9, 9, 4), np.float32)
+    detector = Detector(config, None, (0, 0), "cpu")
+    healthy, residual, score = detector(volume_of(image))
+    assert (healthy == 0).all() and np.array_equal(residual, image) and detector.calls_per_slice == 0
+    assert np.array_equal(score[2:-2, 2:-2], image[2:-2, 2:-2])
+
+
+def test_detector_noises_a_volume_with_one_field_at_index_499():
+    config = configure(train.Config, train.PROFILES, train.VARIANTS, "paper", "full", data=".", out=".")
+    diffusion = model.DirectDiffusion(Keep(), config.timesteps)
+    diffusion.network.divisor = 1
+    detector = Detector(config, diffusion, (8, 8), "cpu")
+    image = np.random.default_rng(0).random((8, 8, 5), np.float32)
+    first = detector.pseudo_healthy(volume_of(image))
+    noisy, times = diffusion.network.seen[0]
+    level = model.cosine_alpha_bar()[499]
+    fields = (noisy - level.sqrt() * (2 * torch.from_numpy(image).permute(2, 0, 1)[:, None] - 1)) / (1 - level).sqrt()
+    assert (times == 499).all() and fields.std() > 0.05
+    torch.testing.assert_close(fields, fields[:1].expand_as(fields), atol=1e-5, rtol=0)
+    assert np.array_equal(first, detector.pseudo_healthy(volume_of(image)))
+    assert not np.array_equal(first, detector.pseudo_healthy(volume_of(image, "another patient")))
+
+
+def test_principal_components_are_those_of_scikit_learn():
+    from sklearn.decomposition import PCA
+
     rng = np.random.default_rng(0)
-    volume = data.Volume("v", rng.random((9, 9, 4), np.float32), np.ones((9, 9, 4), bool), None, None)
-    healthy, residual, score = Detector(config, {}, "cpu")(volume)
-    assert (healthy == 0).all() and np.array_equal(residual, volume.image)
-    assert np.array_equal(score[2:-2, 2:-2], volume.image[2:-2, 2:-2])
+    slices, new = rng.random((30, 1, 6, 5), np.float32), rng.random((4, 1, 6, 5), np.float32)
+    model_ = components.PrincipalComponents(6, 5, number=7)
+    model_.fit(torch.from_numpy(slices))
+    other = PCA(7, svd_solver="full").fit(slices.reshape(30, 30))
+    expected = other.inverse_transform(other.transform(new.reshape(4, 30))).reshape(new.shape)
+    np.testing.assert_allclose(model_.reconstruct(torch.from_numpy(new)).numpy(), expected, atol=1e-5)
+    few = components.PrincipalComponents(6, 5, number=7)
+    few.fit(torch.from_numpy(slices[:3]))  # three slices have no more than three components
+    np.testing.assert_allclose(few.reconstruct(torch.from_numpy(slices[:3])).numpy(), slices[:3], atol=1e-5)
 
 
 # --- data --------------------------------------------------------------------------------------------------
@@ -403,7 +486,69 @@ def test_slices_with_lesion_are_not_trained_on():
     assert data.healthy_slices(volume).tolist() == [1, 4, 5]
     volume.seg = np.ones_like(seg)
     with pytest.raises(InputError, match="nothing healthy"):
-        data.HealthySlices([volume], 6, masking.MaskingBlock("none"), "simplex", 64, 1000, 1)
+        data.HealthySlices([volume], 6, masking.MaskingBlock("none"), 1000, 1)
+
+
+def turned(image):
+    """The same image at the same places, its axes in the order S, L, P."""
+    data_ = np.ascontiguousarray(image.data.transpose(2, 0, 1)[:, ::-1, ::-1])
+    affine = image.affine[:, [2, 0, 1, 3]].copy()
+    for axis in (1, 2):
+        affine[:3, 3] += affine[:3, axis] * (data_.shape[axis] - 1)
+        affine[:3, axis] *= -1
+    return nifti.make_image(data_, affine, image.path)
+
+
+def test_volumes_are_brought_to_the_same_axes():
+    rng = np.random.default_rng(0)
+    scan, mask = image_of(rng.random((12, 10, 6), np.float32)), image_of(np.ones((12, 10, 6), np.uint8))
+    seg = image_of((rng.random((12, 10, 6)) > 0.8).astype(np.uint8), "seg.nii.gz")
+    preparation = data.Preparation(2, (10, 12, 0), (1, 1, 1))
+    expected = data.prepare(scan, mask, seg, preparation)
+    for first, second in ((turned(scan), mask), (scan, turned(mask)), (turned(scan), turned(mask))):
+        found = data.prepare(first, second, turned(seg), preparation)
+        np.testing.assert_allclose(found.image, expected.image, atol=1e-5)
+        assert np.array_equal(found.seg, expected.seg) and np.array_equal(found.mask, expected.mask)
+        np.testing.assert_allclose(found.grid.affine, expected.grid.affine, atol=1e-6)
+    moved = nifti.make_image(seg.data, seg.affine @ np.array(
+        [[1, 0, 0, 1.0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), seg.path)  # fmt: skip
+    with pytest.raises(InputError, match=r"seg\.nii\.gz does not lie on the voxels of scan\.nii\.gz"):
+        data.prepare(scan, mask, moved, preparation)
+
+
+def test_brain_of_a_scan_without_mask():
+    scan = np.full((20, 20, 6), -5.0, np.float32)  # some scanners' air is not 0
+    scan[4:16, 4:16, 1:5] = 100
+    scan[9:11, 9:11, 2:4] = 0  # a dark hole
+    scan[1, 1, 0] = 100  # a speck
+    expected = np.zeros(scan.shape, np.uint8)
+    expected[4:16, 4:16, 1:5] = 1
+    assert np.array_equal(otsu_mask(image_of(scan)), expected)
+    with pytest.raises(InputError, match="one intensity"):
+        otsu_mask(image_of(scan * 0))
+
+
+def test_tables_that_share_a_subject_are_refused(tmp_path):
+    (tmp_path / "splits").mkdir()
+
+    def write(table, *names):
+        rows = [[name, f"{name}.nii.gz", "m.nii.gz", ""] for name in names]
+        with (tmp_path / "splits" / f"{table}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([data.COLUMNS, *rows])
+
+    tables = ("IXI_train_fold0", ["B_test"], ["IXI_val_fold0", "B_val"])
+    write("IXI_train_fold0", "a", "b")
+    write("IXI_val_fold0", "c")
+    data.refuse_shared_cases(tmp_path, *tables)  # the other tables are not there
+    write("B_val", "c", "d")
+    write("B_test", "e")
+    data.refuse_shared_cases(tmp_path, *tables)  # both for validation: healthy slices and lesions of one patient
+    for table, name in (("B_test", "b"), ("B_test", "d"), ("IXI_val_fold0", "a"), ("B_val", "b")):
+        before = (tmp_path / "splits" / f"{table}.csv").read_bytes()
+        write(table, name)
+        with pytest.raises(InputError, match=f"'{name}' is in both"):
+            data.refuse_shared_cases(tmp_path, *tables)
+        (tmp_path / "splits" / f"{table}.csv").write_bytes(before)
 
 
 def write_set(root, scan, mask, columns=("img_name", "age", "label", "img_path", "mask_path", "seg_path")):
@@ -421,7 +566,7 @@ def test_broken_data_is_one_sentence_that_names_the_file(tmp_path):
     assert data.read_volumes(tmp_path / "good", "IXI_train_fold0", plain)[0].image.max() == 1
     cases = {
         "a_mask": (scan, mask * 0, plain),
-        "shape": (scan, mask[:4], plain),
+        "does not lie on": (scan, mask[:4], plain),
         "one intensity": (scan * 0 + 3, mask, plain),
         "labels": (scan, mask * 7, plain),
     }
@@ -435,6 +580,16 @@ def test_broken_data_is_one_sentence_that_names_the_file(tmp_path):
     write_set(tmp_path / "columns", scan, mask, ("name", "age", "label", "image", "mask", "seg"))
     with pytest.raises(InputError, match="img_name"):
         data.read_table(tmp_path / "columns", "IXI_train_fold0")
+    table = tmp_path / "good" / "splits" / "IXI_train_fold0.csv"
+    heading, row = table.read_text("utf-8").splitlines()
+    for rows, expected in (([row, row], "'a' comes 2 times"), ([row, row.replace("a,", "b,", 1)], "img_path"),
+                           ([row.replace("a,", ",", 1)], "no img_name")):  # fmt: skip
+        table.write_text("\n".join([heading, *rows]), "utf-8")
+        with pytest.raises(InputError, match=expected):
+            data.read_table(tmp_path / "good", "IXI_train_fold0")
+    table.write_text("\n".join([heading, row.replace("/a_t2", "../a_t2")]), "utf-8")
+    with pytest.raises(InputError, match="not inside"):
+        data.read_volumes(tmp_path / "good", "IXI_train_fold0", plain)
 
 
 def test_slices_must_fit_the_network():
