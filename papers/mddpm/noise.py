@@ -37,7 +37,7 @@ def lattice(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     stretched = (x + y) * STRETCH
     corners = torch.tensor(CORNERS).T.reshape(2, len(CORNERS), *[1] * x.dim())
     i, j = torch.floor(x + stretched).long() + corners[0], torch.floor(y + stretched).long() + corners[1]
-    away = torch.stack([x - i, y - j]) - SQUISH * (i + j)
+    away = torch.stack([x - i, y - j]) - SQUISH * (i + j).to(x.dtype)
     return i, j, SCALE * (2 - away.square().sum(0)).clamp_min(0) ** 4 * away
 
 
