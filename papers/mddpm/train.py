@@ -96,7 +96,7 @@ PROFILES = {
         "sides": (3, 8), "frequency_sides": (2, 8), "wavelength": 16.0, "timesteps": 100, "t_test": 49,
         "curvature_flow": 0, "crop": (0, 0, 0), "downsample": (1, 1, 1), "erosions": 1, "median": 1, "smallest": 0,
     },
-    "cpu": SMALL,
+    "cpu": {**SMALL, "epochs": 24},
     "study": SMALL,
     "paper": {"batch_size": 32},
 }  # fmt: skip
