@@ -48,7 +48,7 @@ class Detector:
         if self.model is None:
             return np.zeros_like(image)
         height, width, depth = image.shape
-        self.check_size(height, width)
+        self.check_size(volume)
         t = config.t_test if t is None else t
         slices = torch.from_numpy(image.transpose(2, 0, 1).copy())[:, None]
         total = torch.zeros_like(slices)
@@ -67,19 +67,21 @@ class Detector:
         healthy = finite(total / config.noise_draws, f"the pseudo-healthy scan of {volume.name}")
         return healthy[:, 0].numpy().transpose(1, 2, 0)
 
-    def check_size(self, height: int, width: int) -> None:
+    def check_size(self, volume: Volume) -> None:
         """Raises an InputError if the network can't take slices of that size."""
+        height, width = volume.image.shape[:2]
         if self.config.method != "diffusion":
             if (height, width) != self.size:
                 raise InputError(
-                    f"the slices are {height} x {width} pixels, and this {self.config.method} was trained on "
-                    f"{self.size[0]} x {self.size[1]}; bring the scan to the size of the training data"
+                    f"{volume.name}: its slices are {height} x {width} pixels, and this {self.config.method} was "
+                    f"trained on {self.size[0]} x {self.size[1]}; bring the scan to the size of the training data"
                 )
             return
         divisor = self.model.network.divisor
         if height % divisor or width % divisor:
             raise InputError(
-                f"the slices are {height} x {width} pixels, expected multiples of {divisor}; crop or pad the scan"
+                f"{volume.name}: its slices are {height} x {width} pixels, expected multiples of {divisor}; crop or pad "
+                "the scan"
             )
 
     def __call__(self, volume: Volume, t: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
