@@ -80,8 +80,8 @@ class Detector:
         divisor = self.model.network.divisor
         if height % divisor or width % divisor:
             raise InputError(
-                f"{volume.name}: its slices are {height} x {width} pixels, expected multiples of {divisor}; crop or pad "
-                "the scan"
+                f"{volume.name}: its slices are {height} x {width} pixels, expected multiples of {divisor}; "
+                "crop or pad the scan"
             )
 
     def __call__(self, volume: Volume, t: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
