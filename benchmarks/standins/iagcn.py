@@ -1,13 +1,12 @@
 """Stand-in data for IA-GCN: simulated patients in the layout of TADPOLE_D1_D2.csv, and patients without diagnosis."""
 
-import csv
-import shutil
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from benchmarks.standins.dementia_table import biomarkers, cognitive_tests, enrol, one_year_later
+from shared.files import complete_or_absent, write_csv
 
 COUNTS = {"smoke": (14, 24, 10), "cpu": (91, 182, 47), "paper": (160, 320, 84)}  # normal, MCI, dementia
 NEW = {"smoke": (2, 2, 2), "cpu": (7, 12, 5), "paper": (7, 12, 5)}
@@ -82,13 +81,6 @@ def visit(rng, people, scores, values, rids, code: str, first: dict, keep_region
     return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
 
-def write_table(path: Path, rows: list[dict]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def generate(out: Path, seed: int = 0, size: Literal["smoke", "cpu", "paper"] = "cpu") -> Path:
     """Write TADPOLE_D1_D2.csv (baseline of all, a visit a year later of some) and new_subjects.csv (baseline,
     no diagnosis) under `out`, which appears only when it is complete.
@@ -121,10 +113,7 @@ def generate(out: Path, seed: int = 0, size: Literal["smoke", "cpu", "paper"] = 
     table.sort(key=lambda row: int(row["RID"]))
 
     out = Path(out)
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    write_table(unfinished / "TADPOLE_D1_D2.csv", table)
-    write_table(unfinished / "new_subjects.csv", rows(new, people, scores, values, "bl", None))
-    unfinished.rename(out)
+    with complete_or_absent(out) as unfinished:
+        write_csv(unfinished / "TADPOLE_D1_D2.csv", table)
+        write_csv(unfinished / "new_subjects.csv", rows(new, people, scores, values, "bl", None))
     return out

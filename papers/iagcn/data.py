@@ -1,4 +1,4 @@
-"""Reads a table of subjects, in the layout of TADPOLE or a general one, and prepares it for each fold.
+"""Reads a table of subjects, in the layout of TADPOLE or a general one.
 
 DATA/TADPOLE_D1_D2.csv    as it is downloaded; rows with VISCODE bl are used
 or
@@ -9,7 +9,6 @@ DATA/groups.csv           feature, modality: the columns to use; default for TAD
 DATA/folds.csv            RID, fold: numbers from 0
 """
 
-import csv
 import hashlib
 import math
 import re
@@ -17,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from shared.errors import InputError
+from shared.files import refuse_duplicates
+from shared.readers import number, read_csv_rows, read_csv_table
 
 TADPOLE = "TADPOLE_D1_D2.csv"
 CLASSES = ("normal", "MCI", "Alzheimer's")  # of TADPOLE
@@ -39,6 +37,7 @@ TADPOLE_FEATURES = {
 }
 MISSING = {"", "NA", "N/A", "NAN", "NULL"}
 WORDS = {"MALE": 1.0, "FEMALE": 0.0}
+LARGEST = 1e12  # no measurement of a person has a larger number, and its square would leave float32
 
 
 @dataclass(frozen=True)
@@ -73,54 +72,21 @@ class Table:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a CSV file.
-
-    Raises:
-        InputError: missing, empty, not text, or a row with fewer or more cells than the header (a truncated file).
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file; expected a table as .csv")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise InputError(f"{path}: can't be read as a CSV table in UTF-8 ({error})") from error
-    if len(rows) < 2:
-        raise InputError(f"{path}: expected a header and at least one row, found {len(rows)} lines")
-    header, rows = [name.strip() for name in rows[0]], rows[1:]
-    twice = {name for name in header if header.count(name) > 1} if len(set(header)) < len(header) else set()
-    if twice:
-        raise InputError(f"{path}: has the column {sorted(twice)[0]!r} more than once; rename or remove one")
-    for number, row in enumerate(rows, 2):
-        if len(row) != len(header):
-            raise InputError(
-                f"{path}: row {number} has {len(row)} cells and the header {len(header)}; the file is truncated or "
-                "has a stray comma"
-            )
-    return header, rows
-
-
 def to_number(text: str, path: Path, rid: str, column: str) -> float:
     """A cell as a number; NaN where it is missing; limits of an assay ('>1700') as the limit.
 
     Raises:
-        InputError: neither a finite number nor missing.
+        InputError: neither a finite number of ordinary size nor missing.
     """
     text = text.strip().upper()
     if text in MISSING:
         return math.nan
     if text in WORDS:
         return WORDS[text]
-    try:
-        value = float(text.lstrip("<>"))
-    except ValueError:
-        value = math.inf
-    if not math.isfinite(value):
-        raise InputError(
-            f"{path}: column {column} of subject {rid} holds {text[:20]!r}; expected a finite number, or an empty cell "
-            "where it is missing"
-        )
+    what = f"{path}: column {column} of subject {rid}, which is empty where it is missing"
+    value = number(text.lstrip("<>"), what)
+    if abs(value) > LARGEST:
+        raise InputError(f"{what}: expected numbers up to {LARGEST:g}, found {text[:40]}")
     return value
 
 
@@ -134,16 +100,17 @@ def read_columns(path: Path, header: list[str], rows: list[list[str]], names: li
     ).reshape(len(rows), len(names))
 
 
-def need_columns(path: Path, header: list[str], names: tuple[str, ...]) -> None:
-    lacking = [name for name in names if name not in header]
-    if lacking:
-        raise InputError(f"{path}: has no column {', '.join(lacking)}; it has {', '.join(header[:6])}, ...")
+def rids_of(path: Path, header: list[str], rows: list[list[str]]) -> list[str]:
+    """Identifiers of the rows.
 
-
-def need_one_row_each(path: Path, rids: list[str]) -> None:
-    if len(set(rids)) < len(rids):
-        twice = next(rid for rid in rids if rids.count(rid) > 1)
-        raise InputError(f"{path}: has more than one row of subject {twice}; expected one row per subject")
+    Raises:
+        InputError: one is empty, or comes twice.
+    """
+    rids = [row[header.index("RID")].strip() for row in rows]
+    if "" in rids:
+        raise InputError(f"{path}: row {rids.index('') + 1} has no RID, the identifier of its subject")
+    refuse_duplicates(rids, f"{path}: subjects")
+    return rids
 
 
 def diagnosis_of(row: list[str], header: list[str], path: Path) -> int | None:
@@ -161,10 +128,12 @@ def diagnosis_of(row: list[str], header: list[str], path: Path) -> int | None:
 def read_groups(path: Path, header: list[str], default: dict[str, str]) -> dict[str, str]:
     """Feature -> modality, of groups.csv or else of the patterns in `default`."""
     if path.exists():
-        found, rows = read_rows(path)
-        need_columns(path, found, ("feature", "modality"))
-        groups = {row[found.index("feature")].strip(): row[found.index("modality")].strip() for row in rows}
-        need_columns(path.parent, header, tuple(groups))
+        rows = read_csv_rows(path, ("feature", "modality"))
+        refuse_duplicates([row["feature"].strip() for row in rows], f"{path}: features")
+        groups = {row["feature"].strip(): row["modality"].strip() for row in rows}
+        lacking = [name for name in groups if name not in header]
+        if lacking:
+            raise InputError(f"{path}: names the feature {lacking[0]}, which is no column of the table")
         return groups
     groups = {}
     for name in header:
@@ -178,12 +147,11 @@ def read_folds(path: Path) -> dict[str, int] | None:
     """RID -> fold of folds.csv, if it is there."""
     if not path.exists():
         return None
-    header, rows = read_rows(path)
-    need_columns(path, header, ("RID", "fold"))
+    header, rows = read_csv_table(path, ("RID", "fold"))
     values = read_columns(path, header, rows, ["fold"])[:, 0]
     if not np.isfinite(values).all() or (values != np.round(values)).any() or values.min() < 0:
         raise InputError(f"{path}: expected whole numbers from 0 as folds")
-    return {row[header.index("RID")].strip(): int(fold) for row, fold in zip(rows, values)}
+    return dict(zip(rids_of(path, header, rows), values.astype(int).tolist()))
 
 
 def read_table(root: Path, exclude: tuple[str, ...] = (), max_missing: float = 0.5) -> Table:
@@ -200,16 +168,14 @@ def read_table(root: Path, exclude: tuple[str, ...] = (), max_missing: float = 0
     root = Path(root)
     if (root / TADPOLE).exists():
         path = root / TADPOLE
-        header, rows = read_rows(path)
-        need_columns(path, header, ("RID", "VISCODE"))
+        header, rows = read_csv_table(path, ("RID", "VISCODE"))
         rows = [row for row in rows if row[header.index("VISCODE")].strip() == "bl"]
         groups = read_groups(root / "groups.csv", header, TADPOLE_FEATURES)
         labels = [diagnosis_of(row, header, path) for row in rows]
         classes = CLASSES
     elif (root / "features.csv").exists():
         path = root / "features.csv"
-        header, rows = read_rows(path)
-        need_columns(path, header, ("RID",))
+        header, rows = read_csv_table(path, ("RID",))
         groups = read_groups(root / "groups.csv", header, {"feature": r"(?!RID$).*"})
         of_subject, classes = read_labels(root / "labels.csv")
         labels = [of_subject.get(row[header.index("RID")].strip()) for row in rows]
@@ -221,7 +187,7 @@ def read_table(root: Path, exclude: tuple[str, ...] = (), max_missing: float = 0
     features = [name for name in header if name in groups and groups[name] not in exclude]
     if len(features) < 2:
         raise InputError(f"{path}: expected at least two feature columns, found {features}; see groups.csv")
-    need_one_row_each(path, [row[header.index("RID")].strip() for row in rows])
+    rids = rids_of(path, header, rows)
     x, extra = (read_columns(path, header, rows, names) for names in (features, ["AGE", "PTGENDER"]))
     keep = [k for k in range(len(rows)) if labels[k] is not None and np.isnan(x[k]).mean() <= max_missing]
     counts = np.bincount([labels[k] for k in keep], minlength=len(classes))
@@ -232,7 +198,7 @@ def read_table(root: Path, exclude: tuple[str, ...] = (), max_missing: float = 0
         )
     return Table(
         source=path,
-        rid=[rows[k][header.index("RID")].strip() for k in keep],
+        rid=[rids[k] for k in keep],
         x=x[keep],
         label=np.array([labels[k] for k in keep], dtype=np.int64),
         features=features,
@@ -246,10 +212,8 @@ def read_table(root: Path, exclude: tuple[str, ...] = (), max_missing: float = 0
 
 def read_labels(path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
     """RID -> class of labels.csv, and the classes' names in alphabetical (or numerical) order."""
-    header, rows = read_rows(path)
-    need_columns(path, header, ("RID", "DX"))
-    texts = {row[header.index("RID")].strip(): row[header.index("DX")].strip() for row in rows}
-    need_one_row_each(path, [row[header.index("RID")].strip() for row in rows])
+    header, rows = read_csv_table(path, ("RID", "DX"))
+    texts = dict(zip(rids_of(path, header, rows), [row[header.index("DX")].strip() for row in rows]))
     texts = {rid: text for rid, text in texts.items() if text.upper() not in MISSING}
     names = sorted(set(texts.values()), key=lambda text: (0, float(text), "") if is_number(text) else (1, 0.0, text))
     if len(names) < 2:
@@ -271,10 +235,8 @@ def read_new_subjects(path: Path, features: list[str], impute_missing: bool) -> 
     Raises:
         InputError: missing, broken, two rows of one subject, or features that are not there.
     """
-    header, rows = read_rows(path)
-    need_columns(path, header, ("RID",))
-    rids = [row[header.index("RID")].strip() for row in rows]
-    need_one_row_each(path, rids)
+    header, rows = read_csv_table(path, ("RID",))
+    rids = rids_of(path, header, rows)
     lacking = [name for name in features if name not in header]
     if len(lacking) == len(features) or (lacking and not impute_missing):
         raise InputError(
@@ -282,94 +244,3 @@ def read_new_subjects(path: Path, features: list[str], impute_missing: bool) -> 
             "add them, or take the training mean for them with --impute-missing"
         )
     return rids, read_columns(path, header, rows, features)
-
-
-def assign_folds(table: Table, folds: int) -> np.ndarray:
-    """Fold (N,) in which each subject is tested: that of folds.csv, or each class dealt out in random order.
-
-    The deal is the same for all methods and seeds.
-
-    Raises:
-        InputError: folds.csv names other folds or lacks a subject, or a class is too small.
-    """
-    if table.fold is not None:
-        lacking = [rid for rid in table.rid if rid not in table.fold]
-        if lacking:
-            raise InputError(f"{table.source.parent / 'folds.csv'}: has no fold for subject {lacking[0]}")
-        fold = np.array([table.fold[rid] for rid in table.rid])
-        if set(fold.tolist()) != set(range(folds)):
-            raise InputError(
-                f"{table.source.parent / 'folds.csv'}: expected folds 0 to {folds - 1}, found "
-                f"{sorted(set(fold.tolist()))}; --folds and --batch-size set their number"
-            )
-        return fold
-    smallest = np.bincount(table.label).min()
-    if smallest < folds:
-        raise InputError(f"{table.source}: its smallest class has {smallest} subjects, too few for {folds} folds")
-    rng, fold, dealt = np.random.default_rng(0), np.zeros(len(table.rid), dtype=np.int64), 0
-    for label in range(len(table.classes)):
-        members = rng.permutation(np.flatnonzero(table.label == label))
-        fold[members] = (dealt + np.arange(len(members))) % folds
-        dealt += len(members)
-    return fold
-
-
-class Preparation:
-    """How the table becomes each fold's input: which columns, and their mean and scatter in its training subjects.
-
-    Part of the checkpoint.
-    """
-
-    def __init__(self, table: Table, folds: int):
-        self.state = {
-            "features": list(table.features),
-            "modalities": list(table.modalities),
-            "classes": list(table.classes),
-            "subjects": table.digest,
-            "mean": torch.zeros(folds, len(table.features), dtype=torch.float64),
-            "scatter": torch.ones(folds, len(table.features), dtype=torch.float64),
-            "columns": torch.arange(len(table.features)).expand(folds, -1).clone(),
-        }
-
-    def state_dict(self) -> dict:
-        return dict(self.state)
-
-    def load_state_dict(self, state: dict) -> None:
-        self.state = dict(state)
-
-    def fit(self, x: np.ndarray, fold: int) -> None:
-        """Mean and standard deviation of the training subjects x (n, D); 0 and 1 where no value, or one, is known."""
-        known = np.isfinite(x)
-        count = np.maximum(known.sum(0), 1)
-        mean = np.where(known, x, 0).sum(0) / count
-        scatter = np.sqrt(np.where(known, (x - mean) ** 2, 0).sum(0) / count)
-        self.state["mean"][fold] = torch.from_numpy(mean)
-        self.state["scatter"][fold] = torch.from_numpy(np.where(scatter > 1e-12 * np.abs(mean), scatter, 1.0))
-
-    def standardise(self, x: np.ndarray, fold: int) -> Tensor:
-        """(n, D) with NaN -> (n, D) float32 of all features; a missing value becomes the mean, that is 0."""
-        scaled = (torch.from_numpy(x) - self.state["mean"][fold]) / self.state["scatter"][fold]
-        return torch.nan_to_num(scaled, nan=0.0).float()
-
-    def inputs(self, x: np.ndarray, fold: int) -> Tensor:
-        """The same, of the columns that the fold's network sees: (n, k)."""
-        return self.standardise(x, fold)[:, self.state["columns"][fold]]
-
-    def names(self, fold: int) -> list[str]:
-        """Names of those columns."""
-        return [self.state["features"][k] for k in self.state["columns"][fold].tolist()]
-
-
-class Folds(Dataset):
-    """The numbers of the folds, which is what a batch holds; all else lies on the device already."""
-
-    def __init__(self, folds: int):
-        self.folds = folds
-
-    def __len__(self) -> int:
-        return self.folds
-
-    def __getitem__(self, index: int) -> dict:
-        if not 0 <= index < self.folds:
-            raise IndexError(index)
-        return {"fold": index}

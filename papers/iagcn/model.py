@@ -28,7 +28,12 @@ class FeatureAttention(nn.Module):
 
     def __init__(self, features: int, start: float = 0.0, scatter: float = 0.0):
         super().__init__()
-        self.mask = nn.Parameter(start + scatter * torch.randn(features))
+        self.start, self.scatter = start, scatter
+        self.mask = nn.Parameter(torch.empty(features))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.mask, self.start, self.scatter)
 
     @property
     def weights(self) -> Tensor:

@@ -32,18 +32,17 @@ def macro_f1(label: np.ndarray, probability: np.ndarray) -> float:
     return 100 * float(np.mean(values))
 
 
-def attention_scores(attention: np.ndarray, names: list[str], named: tuple[str, ...], top: int) -> dict[str, float]:
-    """What table 2 reports: mean attention of the `top` features and of the others; and how many of `named` are top.
+def attention_of_top(attention: np.ndarray, top: int) -> tuple[float, float]:
+    """Of table 2: mean attention of the `top` features with the most of it, and of the others (NaN if there are none).
 
     Args:
         attention: (D,) in 0 to 1.
-        names: of the D features.
-        named: features that are expected at the top.
         top: how many features count as top.
     """
-    order = np.argsort(-attention, kind="stable")
-    return {
-        "avg4": float(attention[order[:top]].mean()),
-        "avgo": float(attention[order[top:]].mean()) if len(order) > top else float("nan"),
-        "hits": sum(names[k] in named for k in order[:top]),
-    }
+    falling = np.sort(attention)[::-1]
+    return float(falling[:top].mean()), float(falling[top:].mean()) if len(falling) > top else float("nan")
+
+
+def hits(attention: np.ndarray, names: list[str], named: tuple[str, ...], top: int) -> int:
+    """How many of the `top` features with the most attention (D,) are among those `named`."""
+    return sum(names[k] in named for k in np.argsort(-attention, kind="stable")[:top])

@@ -18,8 +18,9 @@ class Config(RunConfig):
     the folds are worked off in several parts, which saves memory.
     """
 
-    method: Literal["iagcn", "dgm", "gcn", "ridge"] = "iagcn"
-    """the paper's method, the same without attention, Chebyshev GCN on a fixed graph, linear classifier"""
+    method: Literal["iagcn", "dgm", "gcn", "ridge", "logistic", "forest", "majority"] = "iagcn"
+    """the paper's method, the same without attention, Chebyshev GCN on a fixed graph; without a graph: linear
+    classifier, logistic regression, random forest, the most frequent class"""
     folds: int = 10
     """parts of the cross-validation (paper: 10)"""
     inputs: Literal["all", "ridge", "top", "rest"] = "all"
@@ -42,7 +43,10 @@ class Config(RunConfig):
     lr_mask: float = 0.05
     """the same for the mask M"""
     weight_decay: float = 0.003
-    """weight of the squared weights, M excepted (paper: not given)"""
+    """weight of the squared weights of the classifier (paper: not given)"""
+    graph_decay: float = 0.02
+    """the same for the embedding that the graph is learned in; without it the graph learns the training labels by
+    heart (paper: not given)"""
     alpha: float = 0.6
     """weighting factor of the loss (paper: 0.6)"""
     alpha1: float = 0.01
@@ -67,25 +71,36 @@ class Config(RunConfig):
     """standard deviation of M's first values"""
     chebyshev_order: int = 3
     """degree of the largest Chebyshev polynomial of the GCN (Parisot et al.: 3)"""
+    trees: int = 100
+    """trees of the random forest"""
+    leaves: int = 64
+    """most leaves of a tree"""
 
 
 PROFILES = {
-    "smoke": {"folds": 2, "batch_size": 2, "epochs": 4, "selected": 8, "precision": "float32"},
-    "cpu": {"batch_size": 10, "epochs": 130, "precision": "float32"},
+    "smoke": {"folds": 2, "batch_size": 2, "epochs": 4, "selected": 8, "trees": 20, "precision": "float32"},
+    "cpu": {"batch_size": 10, "epochs": 200, "precision": "float32"},
+    "study": {"batch_size": 10, "epochs": 200, "precision": "float32"},
     "paper": {"batch_size": 10, "precision": "float32"},
 }
 
+# The best of six weight decays each, see README.md; what is trained on other columns has those of the same method.
+GCN, GCN_ALL = {"method": "gcn", "weight_decay": 0.02}, {"method": "gcn", "weight_decay": 0.2}
+DGM, DGM_ALL = {"method": "dgm", "graph_decay": 0.003}, {"method": "dgm", "graph_decay": 0.2}
 VARIANTS = {
+    "majority": {"method": "majority"},
+    "logistic": {"method": "logistic"},
+    "forest": {"method": "forest"},
     "lc_all": {"method": "ridge"},
     "lc": {"method": "ridge", "inputs": "ridge"},
-    "gcn_all": {"method": "gcn"},
-    "gcn": {"method": "gcn", "inputs": "ridge"},
-    "gcn_rest": {"method": "gcn", "inputs": "rest"},
-    "gcn_top": {"method": "gcn", "inputs": "top"},
-    "dgm_all": {"method": "dgm"},
-    "dgm": {"method": "dgm", "inputs": "ridge"},
-    "dgm_rest": {"method": "dgm", "inputs": "rest"},
-    "dgm_top": {"method": "dgm", "inputs": "top"},
+    "gcn_all": GCN_ALL,
+    "gcn": GCN | {"inputs": "ridge"},
+    "gcn_rest": GCN_ALL | {"inputs": "rest"},
+    "gcn_top": GCN | {"inputs": "top"},
+    "dgm_all": DGM_ALL,
+    "dgm": DGM | {"inputs": "ridge"},
+    "dgm_rest": DGM_ALL | {"inputs": "rest"},
+    "dgm_top": DGM | {"inputs": "top"},
     "alpha00": {"alpha": 0.0},
     "alpha02": {"alpha": 0.2},
     "alpha04": {"alpha": 0.4},
@@ -94,21 +109,24 @@ VARIANTS = {
     "alpha10": {"alpha": 1.0},
     "no_entropy": {"alpha1": 0.0},
     "no_size": {"alpha2": 0.0},
+    "forest_nocog": {"method": "forest", "exclude": ("cognitive",)},
     "lc_nocog": {"method": "ridge", "inputs": "ridge", "exclude": ("cognitive",)},
-    "dgm_nocog": {"method": "dgm", "inputs": "ridge", "exclude": ("cognitive",)},
+    "dgm_nocog": DGM | {"inputs": "ridge", "exclude": ("cognitive",)},
     "full_nocog": {"exclude": ("cognitive",)},
 }
-RIDGE_PENALTIES = (1.0, 10.0, 100.0, 1000.0)
+CONTROLS = ("ridge", "logistic", "forest", "majority")  # methods that are fitted, without a graph and without epochs
 
 
 def build_network(config: Config, features: int, classes: int):
     """The network of one fold, on the CPU."""
     from papers.iagcn.chebyshev import ChebyshevGCN
+    from papers.iagcn.controls import Forest, LinearClassifier
     from papers.iagcn.model import IAGCN
-    from papers.iagcn.ridge import RidgeClassifier
 
-    if config.method == "ridge":
-        return RidgeClassifier(features, classes)
+    if config.method == "forest":
+        return Forest(config.trees, config.leaves, classes)
+    if config.method in CONTROLS:
+        return LinearClassifier(features, classes)
     if config.method == "gcn":
         return ChebyshevGCN(features, classes, config.hidden, config.chebyshev_order)
     return IAGCN(
@@ -123,61 +141,6 @@ def build_network(config: Config, features: int, classes: int):
         mask_start=config.mask_start,
         mask_scatter=config.mask_scatter,
     )
-
-
-def prepare(config: Config, table, fold_of):
-    """Standardisation and choice of features of each fold, from its training subjects alone (M9)."""
-    import torch
-
-    from papers.iagcn.data import Preparation
-    from papers.iagcn.ridge import select_by_ridge
-
-    preparation = Preparation(table, config.folds)
-    chosen = []
-    for fold in range(config.folds):
-        training = fold_of != fold
-        preparation.fit(table.x[training], fold)
-        if config.inputs == "ridge":
-            x = preparation.standardise(table.x[training], fold)
-            keep = min(config.selected, len(table.features))
-            chosen.append(select_by_ridge(x, torch.from_numpy(table.label[training]), len(table.classes), keep))
-    if config.inputs in ("top", "rest"):
-        top = top_by_attention(config, table)
-        if config.inputs == "rest":
-            numbers = range(len(table.features))
-            top = [torch.tensor([k for k in numbers if k not in set(row.tolist())]) for row in top]
-        chosen = list(top)
-    if chosen:
-        preparation.state["columns"] = torch.stack(chosen)
-    return preparation
-
-
-def top_by_attention(config: Config, table):
-    """(F, k) columns with the largest attention in each fold of the IA-GCN in `config.init`.
-
-    The fold's own network decides, so the labels of its test subjects have no part in the choice.
-
-    Raises:
-        InputError: no checkpoint, one without attention, or one of other subjects, features or folds.
-    """
-    from shared.checkpoints import load_checkpoint
-
-    if config.init is None:
-        raise InputError(
-            "this variant needs the attention of an IA-GCN: give the checkpoint of variant 'full' as --init"
-        )
-    content = load_checkpoint(config.init, "iagcn")
-    state, mask = content["objects"]["preparation"], content["models"][0].get("weights.attention/mask")
-    if mask is None:
-        raise InputError(
-            f"{config.init}: variant '{content['config']['variant']}' has no attention; give one of 'full'"
-        )
-    same = state["subjects"] == table.digest and state["features"] == table.features and len(mask) == config.folds
-    if not same:
-        raise InputError(
-            f"{config.init}: was trained on other subjects, features or folds than those of {table.source}"
-        )
-    return mask.argsort(dim=1, descending=True, stable=True)[:, : config.top].sort(dim=1).values
 
 
 def graphs(config: Config, x, table):
@@ -202,9 +165,11 @@ def train(config: Config) -> None:
     import torch
     import torch.nn.functional as F
 
-    from papers.iagcn.data import Folds, assign_folds, read_table
+    from papers.iagcn.controls import fit_control
+    from papers.iagcn.data import read_table
     from papers.iagcn.folds import FoldNetworks
     from papers.iagcn.model import interpretability_loss, mask_entropy, mask_size
+    from papers.iagcn.preparation import Folds, assign_folds, prepare
     from shared import gpu
 
     if config.batch_size != config.folds:
@@ -216,26 +181,27 @@ def train(config: Config) -> None:
     preparation = prepare(config, table, fold_of)
     run = gpu.Run(config, paper="iagcn")
     inputs = torch.stack([preparation.inputs(table.x, fold) for fold in range(config.folds)])
-    networks = [build_network(config, inputs.shape[2], len(table.classes)) for _ in range(config.folds)]
+    networks = []
+    for fold in range(config.folds):
+        network = build_network(config, inputs.shape[2], len(table.classes))
+        networks.append(gpu.initialise_by_name(network, gpu.stable_seed(config.seed, "fold", fold)))
     if config.method in ("iagcn", "dgm"):
         for network, x in zip(networks, inputs):
             network.graph_learning.calibrate(x)
     label, fold_of = torch.from_numpy(table.label), torch.from_numpy(fold_of)
-    if config.method == "ridge":
-        fit_linear(networks, inputs, label, fold_of, len(table.classes))
+    if config.method in CONTROLS:
+        for fold, (network, x) in enumerate(zip(networks, inputs)):
+            known = fold_of != fold
+            fit_control(config.method, network, x[known].numpy(), label[known].numpy(), config.seed)
     model = FoldNetworks(networks)
     wrapped = run.prepare(model)
-    if config.method == "ridge":
+    if config.method in CONTROLS:
         run.restore(preparation=preparation)
         run.save()
         return
 
     mask = model.weights["attention/mask"] if config.method == "iagcn" else None
-    others = [parameter for parameter in model.parameters() if parameter is not mask]
-    groups = [{"params": others, "weight_decay": config.weight_decay}] + (
-        [{"params": [mask], "lr": config.lr_mask}] if mask is not None else []
-    )
-    optimizer = torch.optim.Adam(groups, lr=config.lr)
+    optimizer = torch.optim.Adam(parameter_groups(config, model), lr=config.lr)
     run.restore(optimizer=optimizer, preparation=preparation)
     inputs, label, fold_of = (tensor.to(run.device) for tensor in (inputs, label, fold_of))
     graph = graphs(config, inputs, table)
@@ -257,15 +223,20 @@ def train(config: Config) -> None:
         run.update(losses.mean() * config.folds, optimizer, **parts)
 
 
-def fit_linear(networks: list, inputs, label, fold_of, classes: int) -> None:
-    """Fit the linear classifier of each fold in closed form; its penalty is chosen within the training subjects."""
-    from papers.iagcn.ridge import choose_penalty, fit_ridge
-
-    for fold, (network, x) in enumerate(zip(networks, inputs)):
-        x, y = x[fold_of != fold], label[fold_of != fold]
-        coefficients, intercept = fit_ridge(x, y, classes, choose_penalty(x, y, classes, RIDGE_PENALTIES))
-        network.coefficients.copy_(coefficients)
-        network.intercept.copy_(intercept)
+def parameter_groups(config: Config, model) -> list[dict]:
+    """For the optimizer: the classifier, the graph's embedding, and what has no weight decay (t, T and the mask)."""
+    groups = {
+        "classifier": {"params": [], "weight_decay": config.weight_decay},
+        "embedding": {"params": [], "weight_decay": config.graph_decay},
+        "graph": {"params": []},
+        "mask": {"params": [], "lr": config.lr_mask},
+    }
+    for name, parameter in model.weights.items():
+        where = "classifier"
+        if name.startswith("graph_learning/"):
+            where = "embedding" if name.startswith("graph_learning/mlp/") else "graph"
+        groups["mask" if name == "attention/mask" else where]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from papers.iagcn import data, scores
+from papers.iagcn import data, preparation, scores
 from papers.iagcn.chebyshev import ChebyshevConvolution, ChebyshevGCN, population_graph, scaled_laplacian
+from papers.iagcn.controls import Forest, LinearClassifier, fit_control, fit_forest, select_by_ridge
 from papers.iagcn.folds import FoldNetworks
 from papers.iagcn.model import (
     IAGCN,
@@ -22,7 +23,6 @@ from papers.iagcn.model import (
     mask_entropy,
     mask_size,
 )
-from papers.iagcn.ridge import choose_penalty, fit_ridge, select_by_ridge
 from shared.errors import InputError
 
 
@@ -209,26 +209,48 @@ def test_population_graph_counts_agreements():
     assert float(graph[0, 3]) == 0 and not graph.diagonal().any()
 
 
-def test_ridge_and_selection_agree_with_scikit_learn():
-    from sklearn.feature_selection import RFE
-    from sklearn.linear_model import RidgeClassifier
-
+def labelled(classes: int = 3, n: int = 90, features: int = 25) -> tuple[np.ndarray, np.ndarray]:
+    """Features of which the columns 3 and 7 decide the class, but for noise."""
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(80, 25))
-    label = np.digitize(x[:, 3] - x[:, 7] + 0.5 * rng.normal(size=80), [-0.7, 0.7])
-    theirs = RidgeClassifier(alpha=5.0).fit(x, label)
-    coefficients, intercept = fit_ridge(torch.from_numpy(x), torch.from_numpy(label), 3, 5.0)
-    assert np.allclose(coefficients.numpy().T, theirs.coef_, atol=1e-5)
-    assert np.allclose(intercept.numpy(), theirs.intercept_, atol=1e-5)
-    support = RFE(RidgeClassifier(alpha=1.0), n_features_to_select=4, step=0.1).fit(x, label).get_support(True)
-    ours = select_by_ridge(torch.from_numpy(x), torch.from_numpy(label), 3, 4)
-    assert ours.tolist() == support.tolist() and {3, 7} <= set(ours.tolist())
+    x = rng.normal(size=(n, features)).astype(np.float32)
+    limits = [-0.7, 0.7] if classes == 3 else [0.4]
+    return x, np.digitize(x[:, 3] - x[:, 7] + 0.5 * rng.normal(size=n), limits)
 
 
-def test_penalty_is_large_where_features_are_noise():
-    rng = np.random.default_rng(0)
-    x, label = torch.from_numpy(rng.normal(size=(60, 50))), torch.from_numpy((rng.random(60) < 0.25).astype(int))
-    assert choose_penalty(x, label, 2, (0.01, 1e5)) == 1e5
+@pytest.mark.parametrize("classes", [2, 3])
+def test_fitted_controls_say_what_scikit_learn_says(classes):
+    x, label = labelled(classes)
+    network = Forest(30, 12, classes)
+    forest = fit_forest(x, label, 30, 12, 0)
+    network.set(forest)
+    with torch.no_grad():
+        found = network(torch.from_numpy(x)).softmax(1).numpy()
+        assert np.allclose(found, forest.predict_proba(x), atol=1e-5)
+        assert max(tree.get_depth() for tree in forest.estimators_) > 3
+
+        from sklearn.linear_model import LogisticRegression
+
+        theirs, linear = LogisticRegression(max_iter=1000).fit(x, label), LinearClassifier(25, classes)
+        linear.set(theirs.coef_, theirs.intercept_)
+        assert np.allclose(linear(torch.from_numpy(x)).softmax(1).numpy(), theirs.predict_proba(x), atol=1e-5)
+
+
+def test_controls_learn_what_is_there_and_nothing_from_noise():
+    x, label = labelled(2, n=200)
+    new, truth = x[100:], label[100:]
+    for method in ("ridge", "logistic"):
+        network = LinearClassifier(25, 2)
+        fit_control(method, network, x[:100], label[:100], 0)
+        assert (network(torch.from_numpy(new)).argmax(1).numpy() == truth).mean() > 0.8, method
+    assert {3, 7} <= set(select_by_ridge(x, label, 4)) and select_by_ridge(x, label, 4) == sorted(
+        select_by_ridge(x, label, 4)
+    )
+    noise = np.random.default_rng(1).integers(0, 4, 60) == 0
+    network = LinearClassifier(25, 2)
+    fit_control("ridge", network, x[:60], noise.astype(int), 0)
+    assert network(torch.from_numpy(new)).argmax(1).sum() == 0, "a large penalty is right, and says the larger class"
+    fit_control("majority", network, x[:60], np.array([0] * 20 + [1] * 40), 0)
+    assert np.allclose(LinearClassifier.forward(network, torch.zeros(1, 25)).softmax(1), [[1 / 3, 2 / 3]], atol=1e-5)
 
 
 def test_scores_agree_with_scikit_learn():
@@ -249,11 +271,18 @@ def test_scores_agree_with_scikit_learn():
 
 def test_attention_scores_of_the_top_features():
     attention, names = np.array([0.1, 0.9, 0.2, 0.8, 0.0]), list("abcde")
-    row = scores.attention_scores(attention, names, ("b", "c"), top=2)
-    assert row == {"avg4": pytest.approx(0.85), "avgo": pytest.approx(0.1), "hits": 1}
+    assert scores.attention_of_top(attention, 2) == (pytest.approx(0.85), pytest.approx(0.1))
+    assert math.isnan(scores.attention_of_top(attention, 5)[1])
+    assert scores.hits(attention, names, ("b", "c"), 2) == 1 and scores.hits(attention, names, ("b", "d"), 2) == 2
 
 
 # --- the table -------------------------------------------------------------------------------------------
+
+
+def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    return header, rows
 
 
 def write(path: Path, text: str) -> Path:
@@ -298,10 +327,12 @@ def test_general_layout(tmp_path):
     ("row", "expected"),
     [
         ("8,bl,AD,Dementia,74,Male,inf,5,", "subject 8"),
+        ("8,bl,AD,Dementia,74,Male,1e300,5,", "subject 8.*1E300"),
+        (",bl,AD,Dementia,74,Male,22,5,", "row 8 has no RID"),
         ("8,bl,AD,Dementia,74,Male,many,5,", "MMSE"),
-        ("8,bl,AD,Dementia,74,Male", "row 10"),
+        ("8,bl,AD,Dementia,74,Male", "line 10"),
         ("8,bl,AD,Unknown,74,Male,22,5,", "UNKNOWN"),
-        ("1,bl,AD,Dementia,74,Male,22,5,", "subject 1"),
+        ("1,bl,AD,Dementia,74,Male,22,5,", "subjects.*'1'"),
     ],
 )
 def test_broken_tables_are_named(tmp_path, row, expected):
@@ -311,27 +342,20 @@ def test_broken_tables_are_named(tmp_path, row, expected):
 
 
 def test_other_mistakes_with_a_table(tmp_path):
-    with pytest.raises(InputError, match="more than once"):
-        data.read_rows(write(tmp_path / "a.csv", "RID,a,a\n1,2,3\n"))
-    with pytest.raises(InputError, match="UTF-8"):
-        (tmp_path / "b.csv").write_bytes(b"RID,a\n1,\xff\xfe\n")
-        data.read_rows(tmp_path / "b.csv")
-    with pytest.raises(InputError, match="header"):
-        data.read_rows(write(tmp_path / "c.csv", "RID,a\n"))
     folder = tadpole(tmp_path / "d", *ROWS)
     with pytest.raises(InputError, match="PET"):
         data.read_table(folder, exclude=("PET",))
     with pytest.raises(InputError, match="too few for 3 folds"):
-        data.assign_folds(data.read_table(folder), 3)
+        preparation.assign_folds(data.read_table(folder), 3)
     write(folder / "folds.csv", "RID,fold\n1,0\n2,1\n3,0\n4,1\n5,0\n6,1\n")
-    assert data.assign_folds(data.read_table(folder), 2).tolist() == [0, 1, 0, 1, 0, 1]
+    assert preparation.assign_folds(data.read_table(folder), 2).tolist() == [0, 1, 0, 1, 0, 1]
     with pytest.raises(InputError, match="folds 0 to 2"):
-        data.assign_folds(data.read_table(folder), 3)
+        preparation.assign_folds(data.read_table(folder), 3)
 
 
 def test_folds_are_stratified_and_whole(smoke_data):
     table = data.read_table(smoke_data("iagcn"))
-    fold = data.assign_folds(table, 5)
+    fold = preparation.assign_folds(table, 5)
     counts = np.array([[np.sum((fold == k) & (table.label == c)) for c in range(3)] for k in range(5)])
     assert (counts.max(0) - counts.min(0)).max() <= 1 and counts.sum() == len(table.rid)
     sizes = counts.sum(1)
@@ -343,9 +367,9 @@ def test_preparation_uses_training_subjects_only():
     table = data.Table(
         Path("t"), list("abc"), x, np.array([0, 1, 0]), ["f", "g"], ["m", "m"], ("n", "p"), x[:, 0], x[:, 0], None
     )
-    preparation = data.Preparation(table, 1)
-    preparation.fit(x[:2], 0)
-    found = preparation.inputs(x, 0)
+    prepared = preparation.Preparation(table, 1)
+    prepared.fit(x[:2], 0)
+    found = prepared.inputs(x, 0)
     assert torch.allclose(found[:, 0], torch.tensor([-1.0, 1.0, 98.0]))
     assert found[:2, 1].tolist() == [0, 0], "a missing value is the mean"
 
@@ -360,7 +384,7 @@ def test_labels_of_test_subjects_play_no_part(smoke_data, tmp_path):
 
     original = smoke_data("iagcn")
     table = data.read_table(original)
-    fold = data.assign_folds(table, 2)
+    fold = preparation.assign_folds(table, 2)
     changed = tmp_path / "changed"
     shutil.copytree(original, changed)
     for folder in (changed, tmp_path / "same"):
@@ -392,7 +416,7 @@ def test_labels_of_test_subjects_play_no_part(smoke_data, tmp_path):
 
 
 def test_top_features_come_from_the_folds_own_attention(smoke_data, smoke_run, tmp_path):
-    from papers.iagcn.train import top_by_attention
+    from papers.iagcn.preparation import top_by_attention
     from shared.checkpoints import load_checkpoint
     from tests.smoke import smoke_config
 
@@ -410,12 +434,45 @@ def test_top_features_come_from_the_folds_own_attention(smoke_data, smoke_run, t
         top_by_attention(config, data.read_table(folder))
 
 
+def test_expected_features_are_counted_by_the_mean_attention_over_the_folds(smoke_data, smoke_run, tmp_path):
+    from papers.iagcn.eval import evaluate
+    from shared.checkpoints import load_checkpoint, save_checkpoint
+
+    content = load_checkpoint(smoke_run("iagcn") / "checkpoint.pt")
+    names = content["objects"]["preparation"]["features"]
+    mask = torch.full_like(content["models"][0]["weights.attention/mask"], -9.0)
+    for fold, weights in enumerate(((3.0, 3.0, -1.0, -1.0), (-1.0, -1.0, 3.0, 3.0))):  # each fold sees two of the four
+        for name, weight in zip(("CDRSB", "CDRSB_bl", "MMSE", "MMSE_bl"), weights):
+            mask[fold, names.index(name)] = weight
+        others = [k for k, name in enumerate(names) if name not in ("CDRSB", "CDRSB_bl", "MMSE", "MMSE_bl")]
+        mask[fold, others[2 * fold : 2 * fold + 2]] = 0.0
+    content["models"][0]["weights.attention/mask"] = mask
+    save_checkpoint(tmp_path / "checkpoint.pt", content)
+    evaluate(smoke_data("iagcn"), tmp_path / "checkpoint.pt", tmp_path, device="cpu")
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open(newline="")))
+    assert [row["hits"] for row in rows] == ["4", "4"], "0.61 of the mean is more than 0.25"
+    top = (2 * torch.tensor(3.0).sigmoid() + 2 * torch.tensor(0.0).sigmoid()) / 4
+    assert float(rows[0]["avg4"]) == pytest.approx(float(top), abs=1e-5), "the fold's own four"
+
+
+def test_decay_of_the_graph_reaches_its_embedding_alone():
+    from papers.iagcn.train import Config, parameter_groups
+
+    model = FoldNetworks([IAGCN(6, 3), IAGCN(6, 3)])
+    config = Config(Path("d"), Path("o"), weight_decay=0.1, graph_decay=0.2)
+    decay = {id(p): group.get("weight_decay", 0) for group in parameter_groups(config, model) for p in group["params"]}
+    found = {name: decay[id(parameter)] for name, parameter in model.weights.items()}
+    for name, value in found.items():
+        expected = 0.2 if name.startswith("graph_learning/mlp") else 0.1
+        assert value == (0 if name.split("/")[-1] in ("mask", "log_temperature", "threshold") else expected), name
+
+
 def test_apply_does_not_depend_on_company_or_column_order(smoke_data, smoke_run, tmp_path):
     from papers.iagcn.eval import apply
 
     folder, checkpoint = smoke_data("iagcn"), smoke_run("iagcn") / "checkpoint.pt"
     apply(checkpoint, folder, folder / "new_subjects.csv", tmp_path / "all.csv", device="cpu")
-    header, rows = data.read_rows(folder / "new_subjects.csv")
+    header, rows = read_rows(folder / "new_subjects.csv")
     order = list(reversed(range(len(header))))
     text = "\n".join(",".join(row[k] for k in order) for row in (header, rows[2]))
     apply(checkpoint, folder, write(tmp_path / "one_in.csv", text + "\n"), tmp_path / "one.csv", device="cpu")
@@ -427,6 +484,11 @@ def test_apply_does_not_depend_on_company_or_column_order(smoke_data, smoke_run,
     importances = list(csv.DictReader((tmp_path / "all_importances.csv").open()))
     values = [float(row["attention"]) for row in importances]
     assert values == sorted(values, reverse=True) and len(values) == len(data.read_table(folder).features)
+    absurd = [rows[0][:], rows[1]]
+    absurd[0][header.index("MMSE")] = "1e300"
+    text = "\n".join(",".join(row) for row in (header, *absurd))
+    with pytest.raises(InputError, match="absurd.csv: column MMSE of subject"):
+        apply(checkpoint, folder, write(tmp_path / "absurd.csv", text), tmp_path / "absurd_out.csv", device="cpu")
     few = write(tmp_path / "few.csv", f"RID,MMSE\n{rows[0][0]},28\n")
     with pytest.raises(InputError, match="few.csv.*--impute-missing"):
         apply(checkpoint, folder, few, tmp_path / "few_out.csv", device="cpu")
