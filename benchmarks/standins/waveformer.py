@@ -1,22 +1,17 @@
 """Stand-in for the data of WaveFormer: abdominal CT in TransUNet's layout, and dermoscopy in ISIC's.
 
-    python -m benchmarks.standins.waveformer --out data/waveformer --size cpu --seed 0
-
 Simulated scans (`abdomen_ct`) as Synapse/ and lists/, one of them as raw NIfTI too, and photographs (`skin_lesion`).
 """
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Literal
 
-Size = Literal["smoke", "cpu", "paper"]
+Size = Literal["smoke", "cpu", "study", "paper"]
 # pixels of a slice, slices, training and test volumes; height and width of photographs, their number
-CT = {"smoke": (64, 4, 3, 2), "cpu": (128, 16, 16, 8), "paper": (512, 48, 18, 12)}
-PHOTOS = {"smoke": (48, 64, 10), "cpu": (96, 128, 100), "paper": (576, 768, 2594)}
-CASE = {"train": 5, "test": 1}  # number of the first case
+CT = {"smoke": (64, 4, 3, 2), "cpu": (128, 16, 16, 8), "study": (128, 16, 16, 8), "paper": (512, 48, 18, 12)}
+PHOTOS = {"smoke": (48, 64, 10), "cpu": (96, 128, 100), "study": (96, 128, 100), "paper": (576, 768, 2594)}
+CASE = {"train": 5, "test": 2}  # number of the first case; those for training are odd, those for tests even
 
 
 def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
@@ -25,21 +20,18 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
     Args:
         out: folder to create; must not exist or be empty.
         seed: of everything random. A case depends only on seed, split, its number and the size.
-        size: smoke, cpu or paper.
+        size: smoke, cpu and study (the same data), or paper.
 
     Raises:
         InputError: an unknown size, or `out` already holds something.
     """
     from shared.errors import InputError
+    from shared.files import complete_or_absent
 
     out = Path(out)
     if size not in CT:
         raise InputError(f"there is no size '{size}': choose one of {', '.join(CT)}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} already holds something: choose another folder or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with complete_or_absent(out) as unfinished:
         write_synapse(unfinished, seed, *CT[size])
         write_isic(unfinished, seed, *PHOTOS[size])
         note = {
@@ -52,12 +44,6 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
             "cannot_show": ["the Dice of patients", "readers' doubt at the pancreas", "variants of anatomy"],
         }
         (unfinished / "standin.json").write_text(json.dumps(note, indent=1) + "\n", "utf-8")
-        unfinished.chmod(0o755)  # mkdtemp makes it private
-        if out.exists():
-            out.rmdir()
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return out
 
 
@@ -112,25 +98,3 @@ def write_isic(root: Path, seed: int, height: int, width: int, count: int) -> No
         photo, mask = skin_lesion(np.random.default_rng([seed, 2, number]), height, width)
         Image.fromarray(photo).save(images / f"ISIC_{number:07d}.jpg", quality=92)
         Image.fromarray((255 * mask).astype(np.uint8)).save(masks / f"ISIC_{number:07d}_segmentation.png")
-
-
-def main() -> None:
-    import tyro
-
-    from shared.cli import run_main
-
-    def write(out: Path, seed: int = 0, size: Size = "cpu") -> None:
-        """Write a stand-in data set for WaveFormer.
-
-        Args:
-            out: folder to create.
-            seed: of everything random.
-            size: smoke (seconds), cpu (the default profile) or paper (512 pixels).
-        """
-        print(generate(out, seed, size))
-
-    run_main(lambda: tyro.cli(write))
-
-
-if __name__ == "__main__":
-    main()

@@ -22,25 +22,26 @@ def merge_heads(tokens: Tensor) -> Tensor:
 
 
 def efficient_attention(
-    query: Tensor, key: Tensor, value: Tensor, softmax_context: bool = False, legacy: bool = False
+    query: Tensor, key: Tensor, value: Tensor, softmax_context: bool = False, over_tokens: bool = False
 ) -> Tensor:
     """Equation 2: rho_q(Q) (rho_k(K)ᵀ V), linear in the number of tokens.
 
-    rho_k is a softmax over the tokens of each key channel, rho_q one over the channels of each query.
+    rho_k is a softmax over the tokens of each key channel, rho_q one over the channels of each query. Equation 2 has no
+    heads: all D channels share one D x D global context.
 
     Args:
-        query: (B, heads, N, d).
-        key, value: (B, heads, M, d).
+        query: (..., N, D).
+        key, value: (..., M, D).
         softmax_context: a softmax over the value channels of the global context (released compact model).
-        legacy: rho_q over the tokens, as the released code has it.
+        over_tokens: rho_q over the tokens instead (released FET).
 
     Returns:
-        (B, heads, N, d).
+        (..., N, D).
     """
-    context = key.softmax(dim=-2).transpose(-1, -2) @ value  # (B, heads, d, d): the global context
+    context = key.softmax(dim=-2).transpose(-1, -2) @ value  # (..., D, D): the global context
     if softmax_context:
         context = context.softmax(dim=-1)
-    return query.softmax(dim=-2 if legacy else -1) @ context
+    return query.softmax(dim=-2 if over_tokens else -1) @ context
 
 
 class StandardAttention(nn.Module):
@@ -50,22 +51,23 @@ class StandardAttention(nn.Module):
         channels: D.
         heads: must divide D.
         with_query: False builds no query layer; then `forward` must be given a query.
+        keep_query: use the own query layer even where a query is given (slip of the released bridge, fourth stage).
 
     Example:
         >>> StandardAttention(16, 2)(torch.rand(2, 12, 16), 3, 4).shape
         torch.Size([2, 12, 16])
     """
 
-    def __init__(self, channels: int, heads: int, with_query: bool = True):
+    def __init__(self, channels: int, heads: int, with_query: bool = True, keep_query: bool = False):
         super().__init__()
-        self.heads = heads
+        self.heads, self.keep_query = heads, keep_query
         self.query = nn.Linear(channels, channels) if with_query else None
         self.key_value = nn.Linear(channels, 2 * channels)
         self.output = nn.Linear(channels, channels)
 
     def forward(self, tokens: Tensor, height: int, width: int, query: Tensor | None = None) -> Tensor:
         """(B, N, D) -> (B, N, D). `query` replaces the linear layer's."""
-        query = self.query(tokens) if query is None else query
+        query = self.query(tokens) if query is None or self.keep_query else query
         query, key, value = (split_heads(x, self.heads) for x in (query, *self.key_value(tokens).chunk(2, dim=-1)))
         return self.output(merge_heads(F.scaled_dot_product_attention(query, key, value)))
 
@@ -75,23 +77,20 @@ class EfficientAttention(nn.Module):
 
     Args:
         channels: D.
-        heads: must divide D.
 
     Example:
-        >>> EfficientAttention(16, 2)(torch.rand(2, 12, 16)).shape
+        >>> EfficientAttention(16)(torch.rand(2, 12, 16)).shape
         torch.Size([2, 12, 16])
     """
 
-    def __init__(self, channels: int, heads: int = 1):
+    def __init__(self, channels: int):
         super().__init__()
-        self.heads = heads
         self.query_key_value = nn.Linear(channels, 3 * channels)
         self.output = nn.Linear(channels, channels)
 
     def forward(self, tokens: Tensor, height: int = 0, width: int = 0) -> Tensor:
         """(B, N, D) -> (B, N, D); the size of the map plays no part."""
-        query, key, value = (split_heads(x, self.heads) for x in self.query_key_value(tokens).chunk(3, dim=-1))
-        return self.output(merge_heads(efficient_attention(query, key, value)))
+        return self.output(efficient_attention(*self.query_key_value(tokens).chunk(3, dim=-1)))
 
 
 class FET(nn.Module):
@@ -109,8 +108,9 @@ class FET(nn.Module):
         compact: layer norms on both branches, the concatenation and the output, and a softmax on the global
             context, as in the released three-stage model.
         with_query: False builds no query layer; then `forward` must be given a query.
-        legacy: two slips of the released code in the efficient branch: its heads are flattened without moving their
-            axis, which mixes tokens, and the queries' softmax runs over the tokens.
+        legacy: two slips of the released code in the efficient branch: queries, keys and values come split into heads
+            and are flattened without moving that axis back, which mixes tokens and channels, and the queries' softmax
+            runs over the tokens.
 
     Example:
         >>> FET(16, 2)(torch.rand(2, 24, 16), 4, 6).shape
@@ -165,16 +165,19 @@ class FET(nn.Module):
         bands = self.bands(tokens, height, width)
         keys_and_values = self.key_value(self.filter(bands.flatten(1, 2)).flatten(2).transpose(1, 2))
         query = self.query(tokens) if query is None else query
-        query, key, value = (split_heads(x, self.heads) for x in (query, *keys_and_values.chunk(2, dim=-1)))
-
-        sharpened = value
-        if self.boundary is not None:
-            sharpened = value + split_heads(self.boundary(bands[:, 1:]), self.heads)
-        spatial = merge_heads(F.scaled_dot_product_attention(query, key, sharpened))  # M5
-
-        efficient = efficient_attention(query, key, value, self.compact, self.legacy)  # M6
-        efficient = efficient.reshape(tokens.shape) if self.legacy else merge_heads(efficient)
+        key, value = keys_and_values.chunk(2, dim=-1)
+        spatial = self.spatial_branch(query, key, value, bands)
+        if self.legacy:
+            query, key, value = (split_heads(x, self.heads).reshape(x.shape) for x in (query, key, value))
+        efficient = efficient_attention(query, key, value, self.compact, over_tokens=self.legacy)  # M6
         if not self.compact:
             return self.merge(torch.cat([spatial, efficient], dim=-1))  # M7
         both = torch.cat([self.spatial_norm(spatial), self.efficient_norm(efficient)], dim=-1)
         return self.output_norm(self.merge(self.merge_norm(both)))
+
+    def spatial_branch(self, query: Tensor, key: Tensor, value: Tensor, bands: Tensor) -> Tensor:
+        """Softmax attention, head by head, to V + B_att (M5): (B, N, D), 2 x (B, N/4, D) -> (B, N, D)."""
+        if self.boundary is not None:
+            value = value + self.boundary(bands[:, 1:])
+        query, key, value = (split_heads(x, self.heads) for x in (query, key, value))
+        return merge_heads(F.scaled_dot_product_attention(query, key, value))

@@ -18,10 +18,18 @@ from torch.utils.data import Dataset
 
 from papers.waveformer.augmentation import augment
 from shared.errors import InputError
+from shared.files import inside, refuse_duplicates, refuse_overlap
+from shared.photo import read_mask, read_photo
+from shared.readers import Array, read_hdf5, read_names, read_npz
 
 ORGANS = ("aorta", "gallbladder", "kidney_l", "kidney_r", "liver", "pancreas", "spleen", "stomach")  # labels 1 to 8
 CLASSES = {"synapse": 9, "isic": 2}
 WINDOW = (-125.0, 275.0)  # HU that become 0 and 1
+SYNAPSE = {
+    "train": ("train_npz", ".npz", "train.txt"),
+    "test": ("test_vol_h5", ".npy.h5", "test_vol.txt"),
+}
+"""part -> its folder, how its files end, its list"""
 PHOTOS, MASKS = "ISIC2018_Task1-2_Training_Input", "ISIC2018_Task1_Training_GroundTruth"
 CACHE_BYTES = 3 * 2**30  # resized images up to this much stay in memory
 
@@ -46,87 +54,82 @@ def find_synapse(root: Path, split: str) -> list[Path]:
     """Files of the slices (split train) or volumes (test), in the order of the list.
 
     Raises:
-        InputError: no such folder, nothing in it, or a listed file that is not there.
+        InputError: no such folder, nothing in it, a listed file that is not there, or a case in both parts.
     """
-    root = Path(root)
+    found = {part: list_synapse(Path(root), part) for part in ("train", "test")}
+    cases = [{path.name.split(".")[0].split("_slice")[0] for path in found[part]} for part in found]
+    refuse_overlap(sorted(cases[0]), sorted(cases[1]), f"{root}: cases for training and for tests")
+    if not found[split]:
+        folder, suffix, _ = SYNAPSE[split]
+        raise InputError(f"{root}: found no {folder}/*{suffix}; expected the prepared data of TransUNet in Synapse/")
+    return found[split]
+
+
+def list_synapse(root: Path, split: str) -> list[Path]:
+    """The files of a part, by its list or, without one, all in its folder."""
     if not root.is_dir():
         raise InputError(f"{root} doesn't exist; it should be a folder with Synapse/ and lists/")
     base = root / "Synapse" if (root / "Synapse").is_dir() else root
-    folder, suffix, listing = {
-        "train": ("train_npz", ".npz", "train.txt"),
-        "test": ("test_vol_h5", ".npy.h5", "test_vol.txt"),
-    }[split]
+    folder, suffix, listing = SYNAPSE[split]
     lists = [place / listing for place in (root / "lists" / "lists_Synapse", base / "lists_Synapse", base)]
-    lists = [path for path in lists if path.is_file()]
+    lists = [path for path in lists if path.exists()]
     if not lists:
-        paths = sorted((base / folder).glob(f"*{suffix}"))
-    else:
-        names = [line.strip() for line in lists[0].read_text("utf-8").splitlines() if line.strip()]
-        paths = [base / folder / f"{name}{suffix}" for name in names]
-        absent = [path for path in paths if not path.is_file()]
-        if absent:
-            raise InputError(f"{absent[0]} is missing, though {lists[0]} names it")
-    if not paths:
-        raise InputError(f"{root}: found no {folder}/*{suffix}; expected the prepared data of TransUNet in Synapse/")
+        return sorted((base / folder).glob(f"*{suffix}"))
+    paths = [inside(base / folder, f"{name}{suffix}") for name in read_names(lists[0], "slices or volumes")]
+    absent = [path for path in paths if not path.is_file()]
+    if absent:
+        raise InputError(f"{absent[0]} is missing, though {lists[0]} names it")
     return paths
 
 
-def check_image_and_label(path: Path, image: np.ndarray, label: np.ndarray, dimensions: int, classes: int) -> None:
-    """One sentence for everything that can be wrong with a pair."""
-    if image.ndim != dimensions or image.size == 0:
-        raise InputError(f"{path}: 'image' must have {dimensions} dimensions, found the shape {image.shape}")
-    if label.shape != image.shape:
-        raise InputError(f"{path}: 'label' has the shape {label.shape}, but 'image' has {image.shape}")
-    if not (np.isfinite(image).all() and np.isfinite(label).all()):
-        raise InputError(f"{path}: holds NaN or infinite values; expected intensities from 0 to 1")
+def check_intensities(path: Path, image: np.ndarray) -> None:
+    """Refuse what was not scaled to 0..1, with a little room for resampling."""
     if image.min() < -0.5 or image.max() > 1.5:
         raise InputError(
             f"{path}: 'image' has values from {image.min():g} to {image.max():g}; expected 0 to 1, "
             f"that is HU from {WINDOW[0]:g} to {WINDOW[1]:g} (see the command prepare)"
         )
-    if not np.isin(label, np.arange(classes)).all():
-        raise InputError(f"{path}: 'label' must hold 0 to {classes - 1}, found {np.unique(label)[:12].tolist()}")
+
+
+def arrays(ndim: int) -> dict[str, Array]:
+    """What a file of Synapse holds."""
+    label = Array(like="image", dtype="uint8", least=0, most=CLASSES["synapse"] - 1)
+    return {"image": Array(ndim=ndim, dtype="float32"), "label": label}
 
 
 def read_slice(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Image, float32 (H, W) in 0..1, and label, uint8 (H, W), of a training slice.
 
     Raises:
-        InputError: the file is missing, truncated or holds something else.
+        InputError: the file is missing, damaged or holds something else.
     """
-    try:
-        with np.load(path) as file:
-            image, label = file["image"].astype(np.float32), file["label"]
-    except Exception as error:
-        raise InputError(f"{path} can't be read as .npz with 'image' and 'label': missing or truncated") from error
-    check_image_and_label(path, image, label, 2, CLASSES["synapse"])
-    return image, label.astype(np.uint8)
+    found = read_npz(path, arrays(2))
+    check_intensities(path, found["image"])
+    return found["image"], found["label"]
 
 
 def read_volume(path: Path) -> Case:
     """A test volume.
 
     Raises:
-        InputError: the file is missing, truncated or holds something else.
+        InputError: the file is missing, damaged or holds something else.
     """
-    import h5py
-
     path = Path(path)
-    try:
-        with h5py.File(path, "r") as file:
-            image, label = file["image"][...].astype(np.float32), file["label"][...]
-            spacing = file.attrs.get("spacing")
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path} can't be read as HDF5 with 'image' and 'label': missing or truncated") from error
-    check_image_and_label(path, image, label, 3, CLASSES["synapse"])
+    found = read_hdf5(path, {**arrays(3), "@spacing": Array(shape=(3,), dtype="float64", optional=True)})
+    check_intensities(path, found["image"])
+    spacing = found.get("@spacing")
     if spacing is not None:
-        spacing = tuple(float(mm) for mm in np.ravel(spacing))
-        if len(spacing) != 3 or not all(np.isfinite(mm) and mm > 0 for mm in spacing):
+        spacing = tuple(spacing.tolist())
+        if min(spacing) < 1e-3 or max(spacing) > 1e3:
             raise InputError(f"{path}: the attribute 'spacing' must be three lengths in mm, found {spacing}")
-    return Case(path.name.removesuffix(".npy.h5"), image, label.astype(np.uint8), spacing)
+    return Case(path.name.removesuffix(".npy.h5"), found["image"], found["label"], spacing)
 
 
 # --- ISIC --------------------------------------------------------------------------------------------------
+
+
+def mask_of(photo: Path) -> Path:
+    return photo.parent.parent / MASKS / f"{photo.stem}_segmentation.png"
 
 
 def find_isic(root: Path, split: str) -> list[Path]:
@@ -135,7 +138,7 @@ def find_isic(root: Path, split: str) -> list[Path]:
     Of the 2594 images these are 1815, 259 and 520, the split of the protocol that the paper cites.
 
     Raises:
-        InputError: no such folder, or nothing in it.
+        InputError: no such folder, nothing in it, a photograph twice, or one without its mask and vice versa.
     """
     root = Path(root)
     if not root.is_dir():
@@ -143,44 +146,24 @@ def find_isic(root: Path, split: str) -> list[Path]:
     paths = sorted(path for path in (root / PHOTOS).glob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not paths:
         raise InputError(f"{root}: found no photographs in {PHOTOS}/; expected the training data of ISIC 2018 task 1")
+    refuse_duplicates([path.stem for path in paths], f"{root / PHOTOS}: photographs")
+    masks, expected = {path.name for path in (root / MASKS).glob("*.png")}, {mask_of(path).name for path in paths}
+    for name in sorted(masks ^ expected):  # a patient must not drop out because a file is missing
+        lacking = f"{MASKS}/{name}" if name in expected else f"the photograph of {MASKS}/{name}"
+        raise InputError(f"{root}: {lacking} is missing")
     train, valid = int(len(paths) * 1815 / 2594), round(len(paths) * 259 / 2594)
     parts = {"train": paths[:train], "valid": paths[train : train + valid], "test": paths[train + valid :]}
     return parts[split]
-
-
-def read_photo(path: Path) -> np.ndarray:
-    """A photograph, float32 (H, W, 3) in 0..1.
-
-    Raises:
-        InputError: the file is missing, truncated or no image.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            return np.asarray(file.convert("RGB"), dtype=np.float32) / 255
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path} can't be read as an image: missing, truncated or another format") from error
 
 
 def read_photo_and_mask(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """A photograph (H, W, 3) in 0..1 and its mask, uint8 0 or 1 (H, W).
 
     Raises:
-        InputError: see `read_photo`; no mask, one of another size, or an empty one.
+        InputError: one is missing or damaged; the mask is of another size, or empty.
     """
-    from PIL import Image
-
     photo = read_photo(path)
-    where = path.parent.parent / MASKS / f"{path.stem}_segmentation.png"
-    try:
-        with Image.open(where) as file:
-            mask = np.asarray(file.convert("L")) > 127
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{where}, the mask of {path.name}, can't be read: missing or truncated") from error
-    if mask.shape != photo.shape[:2]:
-        raise InputError(f"{where} has {mask.shape} pixels, but {path.name} has {photo.shape[:2]}")
-    return photo, mask.astype(np.uint8)
+    return photo, read_mask(mask_of(Path(path)), photo.shape[:2]).astype(np.uint8)
 
 
 def test_cases(root: Path, dataset: str, split: str = "test") -> list:

@@ -9,7 +9,7 @@
 `HaarDWT2d`, `BoundaryAttention`, `FET` and `MSCE` work alone, at any even size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -100,19 +100,22 @@ class Encoder(nn.Module):
         )
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)
 
-    def forward(self, image: Tensor, after_block=None) -> list[tuple[Tensor, int, int]]:
+    def forward(self, image: Tensor, look=None) -> list[tuple[Tensor, int, int]]:
         """(B, C, H, W) -> for each stage (B, N, D), height, width.
 
         Args:
-            after_block: called as after_block(stage, maps) with (B, D, h, w) after each block, before the stage's norm.
+            look: called as look(stage, maps) with (B, D, h, w): the input of each stage's first block, then what comes
+                out of each block, before the stage's norm.
         """
         stages, maps = [], image
         for stage, (embed, blocks, norm) in enumerate(zip(self.embeddings, self.blocks, self.norms)):
             tokens, height, width = embed(maps)
+            if look is not None:
+                look(stage, to_maps(tokens, height, width))
             for block in blocks:
                 tokens = block(tokens, height, width)
-                if after_block is not None:
-                    after_block(stage, to_maps(tokens, height, width))
+                if look is not None:
+                    look(stage, to_maps(tokens, height, width))
             tokens = norm(tokens)
             stages.append((tokens, height, width))
             maps = to_maps(tokens, height, width)
@@ -122,13 +125,15 @@ class Encoder(nn.Module):
 class MSCE(nn.Module):
     """Multi-scale context enhancement of the skip connections (M8; section 2.3, figure 2b).
 
-    The tokens of all stages, cut to one number of channels, attend to each other (efficient attention). A
-    squeeze-excitation of the result is the *global query* of one attention per stage, FET as a rule.
+    The tokens of all stages, cut to one number of channels and normalised, attend to each other (efficient attention),
+    and the result is added to the normalised tokens. A squeeze-excitation of this sum is the *global query* of one
+    attention per stage, FET as a rule, whose keys and values come from the sum behind a second norm.
 
     Args:
         dims: channels D_i of the stages; the common number of channels is dims[0].
         attentions: per stage, called as attention(tokens, height, width, query).
-        legacy: the query of each stage is reshaped as in the released code, channels and tokens without transposing.
+        legacy: the query of each stage is reshaped as in the released code, from channels first and without
+            transposing.
         legacy_params: see `MixFFN`.
 
     Example:
@@ -159,16 +164,16 @@ class MSCE(nn.Module):
         batch, common = len(stages[0][0]), self.channels
         flat = [tokens.reshape(batch, -1, common) for tokens, _, _ in stages]
         lengths = [part.shape[1] for part in flat]
-        tokens = torch.cat(flat, dim=1)
-        tokens = tokens + self.context(self.input_norm(tokens))
-        attended = self.output_norm(tokens)
-        query = self.global_query(attended)
-        if self.legacy:
-            query = query.transpose(1, 2).reshape(query.shape)
+        tokens = self.input_norm(torch.cat(flat, dim=1))
+        tokens = tokens + self.context(tokens)
+        queries, attended = self.global_query(tokens).split(lengths, 1), self.output_norm(tokens).split(lengths, 1)
         enhanced = []
-        parts = zip(attended.split(lengths, 1), query.split(lengths, 1), stages, self.attentions, self.ffns)
-        for own, own_query, (shaped, height, width), attention, ffn in parts:
-            own = attention(own.reshape(shaped.shape), height, width, own_query.reshape(shaped.shape))
+        for own, query, (shaped, height, width), attention, ffn in zip(
+            attended, queries, stages, self.attentions, self.ffns
+        ):
+            if self.legacy:
+                query = query.transpose(1, 2)
+            own = attention(own.reshape(shaped.shape), height, width, query.reshape(shaped.shape))
             enhanced.append(ffn(own, height, width).reshape(batch, -1, common))
         tokens = tokens + torch.cat(enhanced, dim=1)
         return [(part.reshape(shaped.shape), h, w) for part, (shaped, h, w) in zip(tokens.split(lengths, 1), stages)]
@@ -283,37 +288,54 @@ class WaveFormer(nn.Module):
             if attention == "standard" or (attention == "fet" and stage == 3):
                 layer = StandardAttention(dim, head)
             else:
-                layer = fet(dim, head) if attention == "fet" else EfficientAttention(dim, head)
+                layer = fet(dim, head) if attention == "fet" else EfficientAttention(dim)
             return TransformerBlock(dim, layer, legacy_params)
 
         self.encoder = Encoder(in_channels, dims, heads, block)
         self.bridge = None
         if bridge:
             layers = [fet(dim, head, with_query=legacy_params) for dim, head in zip(dims[:3], heads[:3])]
-            layers += [StandardAttention(dim, head, with_query=False) for dim, head in zip(dims[3:], heads[3:])]
+            own = legacy or legacy_params
+            layers += [StandardAttention(dim, head, own, keep_query=legacy) for dim, head in zip(dims[3:], heads[3:])]
             self.bridge = MSCE(dims, layers, legacy, legacy_params)
         self.decoder = Decoder(dims, decoder_heads, classes, block, legacy_params)
-        self.apply(initialise)
+        self.apply(initialisation(self))
 
-    def forward(self, image: Tensor, after_block=None) -> Tensor:
-        """(B, in_channels, H, W) in -1..1 -> logits (B, K, H, W). For `after_block` see `Encoder`."""
+    def forward(self, image: Tensor, look=None) -> Tensor:
+        """(B, in_channels, H, W) in -1..1 -> logits (B, K, H, W). For `look` see `Encoder`."""
         height, width = image.shape[-2:]
         if height % 32 or width % 32:
             raise ValueError(f"the image has {height} x {width} pixels; both must be divisible by 32")
-        stages = self.encoder(image, after_block)
+        stages = self.encoder(image, look)
         if self.bridge is not None:
             stages = self.bridge(stages)
         return self.decoder(stages)
 
 
-def initialise(module: nn.Module) -> None:
-    """Linear layers: normal, cut at two sigma, 0.02; convolutions: normal, 2 / (k² C_out / groups)."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
-    elif isinstance(module, nn.Conv2d):
-        fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
-        nn.init.normal_(module.weight, 0.0, (2.0 / fan_out) ** 0.5)
-    else:
-        return
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)
+def initialisation(network: WaveFormer) -> Callable[[nn.Module], None]:
+    """The initial weights of the released code, for `network.apply`.
+
+    Decoder: Xavier for all linear layers and 2-D convolutions. Attention of the encoder, and FET of the bridge: linear
+    layers normal with 0.02 (cut at +-2, so never), 2-D convolutions normal with variance 2 / (k² C_out / groups). Their
+    biases are zero. All else is PyTorch's default: embeddings and feed-forward networks of the encoder, the bridge's
+    own layers, 3-D convolutions.
+    """
+    decoder = set(network.decoder.modules())
+    attentions = [network.bridge.attentions] if network.bridge else []
+    attentions += [block.attention for blocks in network.encoder.blocks for block in blocks]
+    attention = {module for part in attentions for module in part.modules()}
+
+    def initialise(module: nn.Module) -> None:
+        if not isinstance(module, nn.Linear | nn.Conv2d) or not (module in decoder or module in attention):
+            return
+        if module in decoder:
+            nn.init.xavier_uniform_(module.weight)
+        elif isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+        else:
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+            nn.init.normal_(module.weight, 0.0, (2.0 / fan_out) ** 0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    return initialise

@@ -15,6 +15,8 @@ class Config(RunConfig):
 
     dataset: Literal["synapse", "isic"] = "synapse"
     """which of the two data sets in the folder: abdominal CT with 8 organs, or dermoscopy with one lesion"""
+    network: Literal["waveformer", "unet", "prior"] = "waveformer"
+    """the transformer, MONAI's U-Net, or a table of where and how bright organs are"""
     attention: Literal["fet", "efficient", "standard"] = "fet"
     """the paper's attention, or another one on the same backbone"""
     bridge: bool = True
@@ -32,15 +34,15 @@ class Config(RunConfig):
     branch_norms: bool | None = None
     """layer norms on the branches of FET; None is as released: with three stages, not with four"""
     legacy: bool = False
-    """reproduce the released code's slips in heads, softmax axes and reshapes"""
+    """reproduce the released code's slips in heads, softmax axis and reshapes"""
     legacy_params: bool = False
     """build the layers that the released code never calls (12.9 of 47.0 million parameters)"""
     image_size: int = 224
     """side of the square input in pixels, divisible by 32 (paper: 224)"""
     augmentations: tuple[str, ...] = (
-        "flip", "noise", "blur", "contrast", "scale", "rotate", "shear", "piecewise", "translate",
+        "flip_ud", "flip_lr", "noise", "blur", "contrast", "scale", "rotate", "shear", "piecewise", "translate",
     )  # fmt: skip
-    """what may be applied to a training image (released code: all nine)"""
+    """what may be applied to a training image (released code: these ten)"""
     augment_most: int = 4
     """most augmentations of one image (released code: 4)"""
     epochs: int = 400
@@ -52,7 +54,11 @@ class Config(RunConfig):
     lr: float = 0.05
     """learning rate, polynomial decay with power 0.9 (paper: 0.05 with SGD)"""
     plain_lr: float | None = None
-    """learning rate of networks with another attention than FET; None is `lr` (paper: one rate)"""
+    """learning rate of transformers with another attention than FET; None is `lr` (paper: one rate)"""
+    unet_lr: float | None = None
+    """learning rate of the U-Net; None is `lr`"""
+    unet_width: int = 64
+    """channels of the U-Net at full resolution"""
     weight_decay: float = 1e-4
     """weight decay (paper: 1e-4)"""
     clip: float | None = None
@@ -64,16 +70,20 @@ class Config(RunConfig):
 
 
 SMALL = {
-    "heads": (2, 4, 8), "decoder_heads": (2, 4), "optimizer": "adamw", "lr": 1e-3, "plain_lr": 2e-3, "clip": 1.0,
-    "branch_norms": False, "augmentations": ("rotate", "scale", "translate"), "augment_most": 1,
+    "heads": (2, 4, 8), "decoder_heads": (2, 4), "optimizer": "adamw", "lr": 1e-3, "plain_lr": 2e-3, "unet_lr": 2e-3,
+    "clip": 1.0, "branch_norms": False, "augmentations": ("rotate", "scale", "translate"), "augment_most": 1,
 }  # fmt: skip
+STUDY = {**SMALL, "dims": (16, 32, 64), "unet_width": 12, "image_size": 64, "batch_size": 4, "steps": 800}
 PROFILES = {
-    "smoke": {**SMALL, "dims": (8, 16, 32), "image_size": 32, "batch_size": 2, "steps": 4},
-    "cpu": {**SMALL, "dims": (24, 48, 96), "image_size": 96, "batch_size": 4, "steps": 170},
+    "smoke": {**SMALL, "dims": (8, 16, 32), "unet_width": 4, "image_size": 32, "batch_size": 2, "steps": 4},
+    "cpu": STUDY,
+    "study": STUDY,
     "paper": {"batch_size": 24},
 }  # fmt: skip
 
 VARIANTS = {
+    "prior": {"network": "prior"},
+    "unet": {"network": "unet"},
     "standard": {"attention": "standard", "bridge": False},
     "baseline": {"attention": "efficient", "bridge": False},
     "no_msce": {"bridge": False},
@@ -85,13 +95,26 @@ VARIANTS = {
 
 def build_model(config: Config):
     """The network of a configuration, on the CPU."""
+    from papers.waveformer.baselines import PositionAndBrightness, UNet
     from papers.waveformer.data import CLASSES
     from papers.waveformer.model import WaveFormer
 
+    check(config)
+    classes = CLASSES[config.dataset]
+    if config.network == "unet":
+        return UNet(classes, config.unet_width)
+    if config.network == "prior":
+        return PositionAndBrightness(classes, config.image_size)
     return WaveFormer(
-        3, CLASSES[config.dataset], config.dims, config.heads, config.decoder_heads, config.attention, config.bridge,
+        3, classes, config.dims, config.heads, config.decoder_heads, config.attention, config.bridge,
         config.boundary, config.levels, config.branch_norms, config.legacy, config.legacy_params,
     )  # fmt: skip
+
+
+def learning_rate(config: Config) -> float:
+    """Of the network that the configuration names."""
+    own = config.unet_lr if config.network == "unet" else None if config.attention == "fet" else config.plain_lr
+    return config.lr if own is None else own
 
 
 def check(config: Config) -> None:
@@ -107,9 +130,14 @@ def check(config: Config) -> None:
             f"--dims {config.dims} --heads {config.heads} --decoder-heads {config.decoder_heads}: expected 3 or 4 "
             "stages, as many heads, and one less for the decoder"
         )
+    if config.unet_width < 1:
+        raise InputError(f"--unet-width {config.unet_width}: expected 1 or more")
     pairs = [*zip(config.dims, config.heads), *zip(config.dims, config.decoder_heads)]
-    if any(dim % 4 or dim % head for dim, head in pairs):
+    if any(dim < 4 or head < 1 or dim % 4 or dim % head for dim, head in pairs):
         raise InputError(f"--dims {config.dims}: each must be divisible by 4 and by its number of heads")
+    tokens = [(config.image_size // 4 // 2**stage) ** 2 * dim for stage, dim in enumerate(config.dims)]
+    if any(count % config.dims[0] for count in tokens):
+        raise InputError(f"--dims {config.dims} --image-size {config.image_size}: the first must divide all stages")
     if config.levels < 1:
         raise InputError(f"--levels {config.levels}: expected 1 or more")
     unknown = [name for name in config.augmentations if name not in ALL]
@@ -123,22 +151,29 @@ def train(config: Config) -> None:
 
     from papers.waveformer.data import Slices
     from papers.waveformer.losses import segmentation_loss
+    from papers.waveformer.model import initialisation
     from shared import gpu
 
-    check(config)
+    model = build_model(config)
     dataset = Slices(config.data, config.dataset, config.image_size, config.augmentations, config.augment_most)
     run = gpu.Run(config, paper="waveformer")
-    model = run.prepare(build_model(config))
-    lr = config.lr if config.attention == "fet" or config.plain_lr is None else config.plain_lr
+    init = initialisation(model) if config.network == "waveformer" else None
+    model = gpu.initialise_by_name(model, config.seed, init)
+    if config.network == "prior":
+        plain = Slices(config.data, config.dataset, config.image_size)
+        model.fit(plain[number] for number in range(len(plain)))
+    model = run.prepare(model)
+    parameters = list(model.parameters()) or [torch.zeros(1)]  # a table learns nothing by gradients
     if config.optimizer == "sgd":
-        optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=config.weight_decay)
+        optimizer = torch.optim.SGD(parameters, learning_rate(config), momentum=0.9, weight_decay=config.weight_decay)
     else:
-        optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=config.weight_decay, fused=True)
+        rates = {"lr": learning_rate(config), "weight_decay": config.weight_decay}
+        optimizer = torch.optim.AdamW(parameters, **rates, fused=True)
     steps = config.steps or config.epochs * max(1, len(dataset) // config.batch_size)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 - min(step / steps, 1)) ** 0.9)
     run.restore(optimizer=optimizer, scheduler=decay)
 
-    for _, batch in run.batches(dataset, steps):
+    for _, batch in run.batches(dataset, 0 if config.network == "prior" else steps):
         with run.autocast():
             logits = model(batch["image"])
         loss, dice, cross_entropy = segmentation_loss(logits, batch["label"], config.dice_weight)

@@ -35,8 +35,8 @@ class HaarDWT2d(nn.Module):
 
 
 def gaussian_kernel(level: int) -> Tensor:
-    """Kernel that makes level `level` of the pyramid: (2l + 1)², sigma 1.5 + 0.52 l (released code: 2.02, 2.54)."""
-    sigma = 1.5 + 0.52 * level
+    """Kernel that makes level `level` of the pyramid: (2l + 1)², sigma 1.6 · 2^(l/3) pixels (2.02, 2.54)."""
+    sigma = 1.6 * 2 ** (level / 3)
     taps = torch.tensor([math.exp(-0.5 * (k / sigma) ** 2) for k in range(-level, level + 1)])
     kernel = torch.outer(taps, taps)
     return kernel / kernel.sum()
@@ -45,7 +45,7 @@ def gaussian_kernel(level: int) -> Tensor:
 def laplacian_pyramid(x: Tensor, levels: int) -> Tensor:
     """Bands of a Gaussian pyramid without subsampling (M4).
 
-    G0 = x; G_l = Gauss_l * G_(l-1); L0 = G0, L_l = G_(l-1) - G_l. Edges are repeated, so that a constant has no bands.
+    G0 = x; G_l = Gauss_l * G0; L0 = G0, L_l = G_(l-1) - G_l. Beyond the edges there are zeros.
 
     Args:
         x: (B, C, H, W).
@@ -55,15 +55,16 @@ def laplacian_pyramid(x: Tensor, levels: int) -> Tensor:
         (B, C, levels, H, W).
 
     Example:
-        >>> laplacian_pyramid(torch.ones(1, 2, 8, 8), 3)[:, :, 1:].abs().max() < 1e-6
-        tensor(True)
+        >>> bands = laplacian_pyramid(torch.ones(1, 2, 8, 8), 3)
+        >>> bands.shape, bool(bands[:, :, 1:, 2:-2, 2:-2].abs().max() < 1e-6)
+        (torch.Size([1, 2, 3, 8, 8]), True)
     """
-    bands, smooth = [x], x
+    bands, before = [x], x
     for level in range(1, levels):
         kernel = gaussian_kernel(level).to(x).expand(x.shape[1], 1, -1, -1)
-        smoother = F.conv2d(F.pad(smooth, [level] * 4, mode="replicate"), kernel, groups=x.shape[1])
-        bands.append(smooth - smoother)
-        smooth = smoother
+        smooth = F.conv2d(x, kernel, padding=level, groups=x.shape[1])
+        bands.append(before - smooth)
+        before = smooth
     return torch.stack(bands, dim=2)
 
 
