@@ -1,7 +1,5 @@
 """Stand-in for ACDC and HVSMR, for positional contrastive learning: simulated short-axis MR of the heart.
 
-    python -m benchmarks.standins.pcl --out data/pcl --size cpu --seed 0
-
 OUT/acdc/patientXXX/   Info.cfg, patientXXX_4d.nii.gz (cine), patientXXX_frameYY.nii.gz and _gt (ED and ES)
 OUT/hvsmr/             training_sa_crop_patN.nii.gz and training_sa_crop_patN-label.nii.gz
 
@@ -9,9 +7,6 @@ Patients of ACDC's five groups, 9 to 13 thick slices that begin below the apex a
 breath-hold of its own. Half of the files hold the base first and half the apex; their affines say which.
 """
 
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,7 +15,7 @@ import numpy as np
 
 from benchmarks.standins.heart import GROUPS, Grid, Heart, acquire, bssfp_values, contraction_curve, label, paint
 
-Size = Literal["smoke", "cpu", "paper"]
+Size = Literal["smoke", "cpu", "study", "paper"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +35,7 @@ class Setting:
 SETTINGS = {
     "smoke": Setting(15, 6, 44, 6.0, 3, (5, 7), 8),
     "cpu": Setting(42, 12, 96, 2.3, 5, (9, 13)),
+    "study": Setting(42, 12, 96, 2.3, 5, (9, 13)),
     "paper": Setting(100, 12, 160, 1.4, 20, (9, 13), 60),
 }
 CONTRAST_AGENT = 4.0  # 1/s, in the second set, whose blood is brighter
@@ -140,54 +136,22 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
     Args:
         out: folder to create; must not exist or be empty.
         seed: of everything random. A patient depends only on seed, size and its number.
-        size: smoke (seconds), cpu (the default profile) or paper (100 patients at 1.4 mm with 20 phases).
+        size: smoke (seconds), cpu and study (the same data) or paper (100 patients at 1.4 mm with 20 phases).
 
     Raises:
         InputError: an unknown size, or `out` already holds something.
     """
     from shared.errors import InputError
+    from shared.files import complete_or_absent
 
-    out = Path(out)
     if size not in SETTINGS:
         raise InputError(f"unknown size {size!r}: choose one of {', '.join(SETTINGS)}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} already exists and isn't empty: choose another folder or remove it")
     setting = SETTINGS[size]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with complete_or_absent(out) as unfinished:
         for number in range(setting.patients):
             _write_acdc(unfinished / "acdc", number, seed, setting)
         for number in range(setting.transfer_patients):
             _write_hvsmr(unfinished / "hvsmr", number, seed, setting)
         note = "Simulated short-axis MR of the heart in the layouts of ACDC and HVSMR; no patient is in it.\n"
         (unfinished / "STANDIN.txt").write_text(f"{note}seed {seed}, size {size}\n")
-        unfinished.chmod(0o755)  # mkdtemp makes it private
-        if out.exists():
-            out.rmdir()
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return out
-
-
-def main() -> None:
-    import tyro
-
-    from shared.cli import run_main
-
-    def write(out: Path, seed: int = 0, size: Size = "cpu") -> None:
-        """Writes a stand-in for ACDC and HVSMR.
-
-        Args:
-            out: folder to create.
-            seed: of everything random.
-            size: smoke, cpu or paper.
-        """
-        print(generate(out, seed, size))
-
-    run_main(lambda: tyro.cli(write))
-
-
-if __name__ == "__main__":
-    main()
+    return Path(out)

@@ -1,6 +1,11 @@
-"""Random views of a slice: mirroring, and an elastic and affine deformation or a random crop (M6).
+"""Random views of a slice: mirroring, and an elastic deformation with rotation and scaling (M6).
 
-All randomness is torch's, so that a data set seeded per sample gives the same view again.
+What is random is drawn slice by slice, in the data set; the views of a whole batch are then made at once, on the
+device of the training. Here a view is an image seen at the places
+
+    A (x + strength * G_sigma noise),    A = mirror * rotation * scale,
+
+around the middle of the patch, and zero beyond it. One that is only mirrored has no noise and a diagonal A.
 """
 
 import math
@@ -23,82 +28,79 @@ def crop_or_pad(image: Tensor, size: int, random: bool = False) -> Tensor:
     return F.pad(part, (*padding[1], *padding[0]))
 
 
-def smooth_noise(size: int, sigma: float) -> Tensor:
-    """(2, size, size): uniform noise in [-1, 1] under a Gaussian of `sigma` pixels, zeros outside."""
-    radius = min(size - 1, math.ceil(4 * sigma))
-    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
-    taps /= taps.sum()
-    noise = torch.rand(2, 1, size, size) * 2 - 1
-    noise = F.conv2d(noise, taps.view(1, 1, -1, 1), padding=(radius, 0))
-    return F.conv2d(noise, taps.view(1, 1, 1, -1), padding=(0, radius))[:, 0]
-
-
-def deform(
-    image: Tensor,
+def draw_view(
     size: int,
-    label: Tensor | None = None,
-    alpha: tuple[float, float] = (100.0, 350.0),
-    sigma: tuple[float, float] = (14.0, 17.0),
-    scale: tuple[float, float] = (0.7, 1.3),
-) -> tuple[Tensor, Tensor | None]:
-    """A patch seen through a random elastic field, rotation and scale; cubic, zeros beyond the image's border.
-
-    Args:
-        image: (C, H, W).
-        size: of the patch.
-        label: (H, W) whole numbers; nearest neighbour.
-        alpha, sigma: ranges of the elastic field's strength and smoothness in pixels.
-        scale: range of the magnification's inverse: 1.3 shows 1.3 times as much.
-    """
-    height, width = image.shape[-2:]
-    angle = float(torch.rand(()) * 2 * math.pi)
-    factor, strength, smoothness = (low + (high - low) * float(torch.rand(())) for low, high in (scale, alpha, sigma))
-    axis = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
-    grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij")) + strength * smooth_noise(size, smoothness)
-    cos, sin = math.cos(angle), math.sin(angle)
-    rotated = torch.stack([cos * grid[0] - sin * grid[1], sin * grid[0] + cos * grid[1]]) * factor
-    # The patch lies anywhere in the image where it is smaller than that.
-    centre = []
-    for length in (height, width):
-        spare = max(length - size, 0)
-        centre.append((length - 1) / 2 + float(torch.rand(()) - 0.5) * spare)
-    rows = (rotated[0] + centre[0]) * 2 / max(height - 1, 1) - 1
-    columns = (rotated[1] + centre[1]) * 2 / max(width - 1, 1) - 1
-    where = torch.stack([columns, rows], dim=-1)[None]
-    seen = F.grid_sample(image[None], where, mode="bicubic", padding_mode="zeros", align_corners=True)[0]
-    if label is None:
-        return seen, None
-    moved = F.grid_sample(label[None, None].float(), where, mode="nearest", align_corners=True)[0, 0]
-    return seen, moved.to(label.dtype)
-
-
-def augment(
-    image: Tensor,
-    size: int,
-    label: Tensor | None = None,
     probability: float = 0.67,
     alpha: tuple[float, float] = (100.0, 350.0),
     sigma: tuple[float, float] = (14.0, 17.0),
     scale: tuple[float, float] = (0.7, 1.3),
-) -> tuple[Tensor, Tensor | None]:
-    """One random view: deformed with `probability`, else a random crop; then mirrored along each axis or not.
+) -> dict[str, Tensor]:
+    """What one random view is made with; all randomness is torch's.
 
     Args:
-        image: (C, H, W).
         size: of the square patch.
-        label: (H, W) whole numbers, seen through the same deformation.
+        probability: of a deformation; else the view is only mirrored.
+        alpha, sigma: ranges of the elastic field's strength and smoothness in pixels.
+        scale: range of the magnification's inverse: 1.3 shows 1.3 times as much.
+
+    Returns:
+        "matrix" (2, 2) of rows and columns, "strength" and "sigma" (), "noise" (2, size, size) in [-1, 1].
+    """
+    chance, turn, *uniform = torch.rand(5).tolist()
+    mirror = 1.0 - 2.0 * (torch.rand(2) < 0.5).float()
+    if chance >= probability:
+        return {
+            "matrix": torch.diag(mirror),
+            "strength": torch.tensor(0.0),
+            "sigma": torch.tensor(1.0),
+            "noise": torch.zeros(2, size, size),
+        }
+    factor, strength, width = (low + (high - low) * u for (low, high), u in zip((scale, alpha, sigma), uniform))
+    cos, sin = factor * math.cos(2 * math.pi * turn), factor * math.sin(2 * math.pi * turn)
+    return {
+        "matrix": mirror[:, None] * torch.tensor([[cos, -sin], [sin, cos]]),
+        "strength": torch.tensor(strength),
+        "sigma": torch.tensor(width),
+        "noise": torch.rand(2, size, size) * 2 - 1,
+    }
+
+
+def smooth(noise: Tensor, sigma: Tensor) -> Tensor:
+    """(B, 2, S, S) under a Gaussian of `sigma` (B,) pixels, cut off at four of them; zeros outside of the patch."""
+    radius = (4 * sigma + 0.5).floor()[:, None]
+    offset = torch.arange(-int(radius.max()), int(radius.max()) + 1, device=noise.device)
+    taps = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2) * (offset.abs() <= radius)
+    total = taps.sum(1)[:, None, None]
+    axis = torch.arange(noise.shape[-1], device=noise.device)
+    apart = (axis[:, None] - axis).abs()
+    kernel = torch.exp(-0.5 * (apart / sigma[:, None, None]) ** 2) * (apart <= radius[:, :, None]) / total
+    return kernel[:, None] @ noise @ kernel[:, None]  # along the rows, along the columns; the kernel is symmetric
+
+
+def view(
+    image: Tensor, matrix: Tensor, strength: Tensor, sigma: Tensor, noise: Tensor, label: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """A batch of patches as `draw_view` says, cubic; zeros beyond the patch's border.
+
+    Args:
+        image: (B, C, S, S).
+        matrix: (B, 2, 2).
+        strength, sigma: (B,).
+        noise: (B, 2, S, S).
+        label: (B, S, S) whole numbers, seen at the same places; nearest neighbour.
 
     Example:
-        >>> view, _ = augment(torch.randn(1, 90, 70), 64)
-        >>> view.shape
-        torch.Size([1, 64, 64])
+        >>> drawn = draw_view(64)
+        >>> seen, _ = view(torch.randn(1, 1, 64, 64), **{name: value[None] for name, value in drawn.items()})
+        >>> seen.shape
+        torch.Size([1, 1, 64, 64])
     """
-    if torch.rand(()) < probability:
-        image, label = deform(image, size, label, alpha, sigma, scale)
-    elif label is None:
-        image = crop_or_pad(image, size, random=True)
-    else:
-        both = crop_or_pad(torch.cat([image, label[None].to(image.dtype)]), size, random=True)
-        image, label = both[:-1], both[-1].to(label.dtype)
-    axes = [axis for axis in (-1, -2) if torch.rand(()) < 0.5]
-    return image.flip(axes), None if label is None else label.flip(axes)
+    size = image.shape[-1]
+    axis = torch.arange(size, dtype=torch.float32, device=image.device) - (size - 1) / 2
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij")) + strength[:, None, None, None] * smooth(noise, sigma)
+    places = torch.einsum("bij,bjyx->byxi", matrix, grid).flip(-1) * 2 / max(size - 1, 1)  # columns come first
+    seen = F.grid_sample(image, places, mode="bicubic", padding_mode="zeros", align_corners=True)
+    if label is None:
+        return seen, None
+    moved = F.grid_sample(label[:, None].float(), places, mode="nearest", align_corners=True)[:, 0]
+    return seen, moved.to(label.dtype)

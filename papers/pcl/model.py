@@ -6,6 +6,8 @@ The three methods differ in nothing but the mask of positive pairs: `position_ma
 (GCL) and `instance_mask` (SimCLR). Sizes and names in the text: f is the width, B the slices of a mini-batch.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -176,9 +178,9 @@ def slice_positions(slices: int) -> Tensor:
 def slice_partitions(slices: int, partitions: int = 4) -> Tensor:
     """Number 0 ... partitions - 1 of the part of the stack that each slice lies in (GCL).
 
-    The released code's parts are round(n / partitions) slices long; what is left over goes to the last one.
+    The released code's parts are n / partitions slices long, rounded half up; what is left over goes to the last one.
     """
-    length = max(1, round(slices / partitions))
+    length = max(1, math.floor(slices / partitions + 0.5))
     return (torch.arange(slices) // length).clamp(max=partitions - 1)
 
 

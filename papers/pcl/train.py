@@ -6,6 +6,7 @@
 Any folder of unlabelled stacks will do for the first: --layout stacks.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,8 +20,8 @@ class Config(RunConfig):
 
     stage: Literal["pretrain", "finetune"] = "finetune"
     """contrastive pre-training of the encoder, or training of the U-Net on labelled patients"""
-    method: Literal["pcl", "gcl", "simclr", "none"] = "pcl"
-    """which slices are positive pairs: near ones, those of a partition, own views only; none: random weights"""
+    method: Literal["pcl", "gcl", "simclr", "none", "atlas"] = "pcl"
+    """positive pairs: near slices, a partition's, own views; none: random weights; atlas: no network, mean labels"""
     layout: str = "auto"
     """acdc, chd, mmwhs, hvsmr, stacks (unlabelled), or auto"""
     spacing_mm: float | None = None
@@ -62,9 +63,9 @@ class Config(RunConfig):
     pretrain_lr: float = 0.1
     """learning rate of pre-training, cosine to 0 (released code: 0.1)"""
     finetune_lr: float = 5e-5
-    """learning rate of fine-tuning with Adam, cosine (released code: 5e-5)"""
+    """learning rate of fine-tuning with Adam, cosine to 0 (released code: 5e-5)"""
     finetune_lr_end: float = 5e-6
-    """where that ends (released code: 5e-6)"""
+    """below which that does not fall (released code: 5e-6)"""
     weight_decay: float = 1e-5
     """of both stages (released code: 1e-5)"""
     spatial_probability: float = 0.67
@@ -85,45 +86,39 @@ class Config(RunConfig):
 
 # 4 mm pixels are 3.2 of the paper's: sigma shrinks by that, alpha by its square, and the deformation in mm stays.
 SMALL = {
-    "spacing_mm": 4.0, "patch": 32, "width": 8, "elastic_alpha": (10.0, 34.0), "elastic_sigma": (4.4, 5.3),
+    "spacing_mm": 4.0, "patch": 32, "width": 4, "elastic_alpha": (10.0, 34.0), "elastic_sigma": (4.4, 5.3),
     "pretrain_optimizer": "adam", "pretrain_lr": 2e-3, "finetune_lr": 5e-3, "finetune_lr_end": 5e-5, "folds": 3,
+    "channels_last": True,
 }  # fmt: skip
 PROFILES = {
     "smoke": {
-        **SMALL, "spacing_mm": 8.0, "patch": 32, "width": 2, "embedding": 16, "elastic_sigma": (2.0, 3.0),
+        **SMALL, "spacing_mm": 8.0, "width": 2, "embedding": 16, "elastic_sigma": (2.0, 3.0),
         "pretrain_steps": 2, "finetune_steps": 4,
     },
-    "cpu": {**SMALL, "pretrain_steps": 100, "finetune_steps": 300},
+    "cpu": {**SMALL, "pretrain_steps": 1800, "finetune_steps": 400},
+    "study": {**SMALL, "pretrain_steps": 1800, "finetune_steps": 400},
     "paper": {"pretrain_patients": "all"},
 }  # fmt: skip
 
 PRETRAIN = {"stage": "pretrain", "batch_size": 32}
 FINETUNE = {"stage": "finetune", "batch_size": 10}
+METHODS = {"random": "none", "simclr": "simclr", "gcl": "gcl", "pcl": "pcl"}
 VARIANTS = {
-    "pretrain_pcl": {**PRETRAIN, "method": "pcl"},
-    "pretrain_gcl": {**PRETRAIN, "method": "gcl"},
-    "pretrain_simclr": {**PRETRAIN, "method": "simclr"},
+    **{f"pretrain_{method}": {**PRETRAIN, "method": method} for method in ("pcl", "gcl", "simclr")},
     "untrained": {**PRETRAIN, "method": "none"},
+    "atlas_m2": {**FINETUNE, "method": "atlas", "labelled": 2},
     "full": {**FINETUNE, "method": "pcl", "labelled": 2},
-    "gcl_m2": {**FINETUNE, "method": "gcl", "labelled": 2},
-    "simclr_m2": {**FINETUNE, "method": "simclr", "labelled": 2},
-    "random_m2": {**FINETUNE, "method": "none", "labelled": 2},
-    "pcl_m6": {**FINETUNE, "method": "pcl", "labelled": 6},
-    "gcl_m6": {**FINETUNE, "method": "gcl", "labelled": 6},
-    "simclr_m6": {**FINETUNE, "method": "simclr", "labelled": 6},
-    "random_m6": {**FINETUNE, "method": "none", "labelled": 6},
-    "pcl_m10": {**FINETUNE, "method": "pcl", "labelled": 10},
-    "gcl_m10": {**FINETUNE, "method": "gcl", "labelled": 10},
-    "simclr_m10": {**FINETUNE, "method": "simclr", "labelled": 10},
-    "random_m10": {**FINETUNE, "method": "none", "labelled": 10},
-    "transfer_pcl": {**FINETUNE, "method": "pcl", "labelled": 2, "layout": "hvsmr"},
-    "transfer_gcl": {**FINETUNE, "method": "gcl", "labelled": 2, "layout": "hvsmr"},
-    "transfer_random": {**FINETUNE, "method": "none", "labelled": 2, "layout": "hvsmr"},
+    **{f"{name}_m2": {**FINETUNE, "method": METHODS[name], "labelled": 2} for name in ("random", "simclr", "gcl")},
+    **{f"{name}_m{m}": {**FINETUNE, "method": METHODS[name], "labelled": m} for m in (6, 10) for name in METHODS},
+    **{
+        f"transfer_{name}": {**FINETUNE, "method": METHODS[name], "labelled": 2, "layout": "hvsmr"}
+        for name in ("random", "gcl", "pcl")
+    },
 }
 
 
 def augmentation_of(config: Config) -> dict:
-    """The settings of `augmentation.augment`."""
+    """The settings of `augmentation.draw_view`."""
     return {
         "probability": config.spatial_probability,
         "alpha": config.elastic_alpha,
@@ -132,52 +127,19 @@ def augmentation_of(config: Config) -> dict:
     }
 
 
-def build_model(config: Config, classes: int):
-    """The network of a configuration, on the CPU: encoder and projection head, or the U-Net."""
+def build_model(config: Config):
+    """The network of a configuration, on the CPU: encoder and projection head, the U-Net, or the control's atlas."""
+    from papers.pcl.atlas import Atlas
+    from papers.pcl.layouts import LAYOUTS
     from papers.pcl.model import ContrastiveNet, UNet
 
     if config.stage == "pretrain":
         return ContrastiveNet(1, config.width, config.embedding)
+    layout = LAYOUTS[config.layout]
+    classes = len(layout.labels) + 1
+    if config.method == "atlas":
+        return Atlas(classes, 2 * (config.patch or layout.patch))
     return UNet(1, classes, config.width)
-
-
-def load_encoder(path, width: int | None = None, method: str | None = None) -> dict:
-    """Weights of the encoder out of a pre-training checkpoint, batch-norm statistics included (M4).
-
-    Raises:
-        InputError: no checkpoint of pre-training, or of another width or method than asked for.
-    """
-    from shared.checkpoints import load_checkpoint
-
-    content = load_checkpoint(path, "pcl")
-    found = content["config"]
-    if found["stage"] != "pretrain":
-        raise InputError(f"{path}: variant '{found['variant']}' is fine-tuned; expected a pre-trained encoder")
-    if method is not None and found["method"] != method:
-        raise InputError(f"{path}: the encoder is pre-trained by '{found['method']}', expected '{method}'")
-    if width is not None and found["width"] != width:
-        raise InputError(f"{path}: the encoder has width {found['width']}, expected {width}; set --width")
-    prefix = "encoder."
-    weights = content["models"][0]
-    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-
-
-class Best:
-    """The weights with the best validation Dice so far; a checkpoint holds it beside the last ones."""
-
-    def __init__(self):
-        self.score, self.weights = -1.0, {}
-
-    def offer(self, score: float, model) -> None:
-        if score > self.score:
-            self.score = score
-            self.weights = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
-
-    def state_dict(self) -> dict:
-        return {"score": self.score, "weights": self.weights}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.score, self.weights = state["score"], state["weights"]
 
 
 def total_steps(config: Config, slices: int) -> int:
@@ -202,8 +164,10 @@ def pretrain(config: Config) -> None:
     """Contrastive training of the encoder on unlabelled slices (M1, M2, M5 to M8)."""
     import torch
 
-    from papers.pcl.data import SliceViews, find_patients, read_unlabelled, split_patients
-    from papers.pcl.model import contrastive_loss, positive_mask
+    from papers.pcl.augmentation import view
+    from papers.pcl.data import SliceViews, read_unlabelled, split_patients
+    from papers.pcl.layouts import find_patients
+    from papers.pcl.model import contrastive_loss, initialise, positive_mask
     from shared import gpu
     from shared.distributed import gather
 
@@ -216,7 +180,7 @@ def pretrain(config: Config) -> None:
     steps = total_steps(config, len(dataset))
 
     run = gpu.Run(config, paper="pcl")
-    model = run.prepare(build_model(config, classes=0))
+    model = run.prepare(gpu.initialise_by_name(build_model(config), config.seed, initialise))
     if config.pretrain_optimizer == "sgd":
         optimizer = torch.optim.SGD(
             model.parameters(), config.pretrain_lr, momentum=0.9, weight_decay=config.weight_decay
@@ -227,11 +191,14 @@ def pretrain(config: Config) -> None:
     run.restore(optimizer=optimizer, scheduler=scheduler)
 
     for _, batch in run.batches(dataset, steps):
-        views = batch["views"].transpose(0, 1).flatten(0, 1)  # (2B, 1, H, W): all first views, all second views
-        with run.autocast():
-            first, second = model(views).chunk(2)
+        embeddings = []
+        for number in range(2):
+            drawn = [batch[name][:, number] for name in ("matrix", "strength", "sigma", "noise")]
+            seen, _ = view(batch["image"], *drawn)
+            with run.autocast():  # each view by itself: batch norm sees B slices, not both views of them
+                embeddings.append(model(seen))
         # Every pair of the whole mini-batch counts, whichever process it is on.
-        first, second = gather(first.float()), gather(second.float())
+        first, second = (gather(embedding.float()) for embedding in embeddings)
         positions, partitions = gather(batch["position"]), gather(batch["partition"])
         mask = positive_mask(config.method, positions, partitions, config.threshold)
         loss = contrastive_loss(first, second, mask, config.temperature, config.base_temperature)
@@ -243,8 +210,14 @@ def finetune(config: Config) -> None:
     import torch
     import torch.nn.functional as F
 
-    from papers.pcl.data import LabelledSlices, draw_labelled, find_patients, read_labelled, split_patients
+    from papers.pcl.augmentation import view
+    from papers.pcl.data import LabelledSlices, draw_labelled, read_labelled, split_patients
+    from papers.pcl.layouts import find_patients
+    from papers.pcl.model import initialise
+    from papers.pcl.scores import fold_dice
+    from papers.pcl.weights import Best, load_encoder
     from shared import gpu
+    from shared.checkpoints import load_weights
 
     layout, patients = find_patients(config.data, config.layout)
     config.layout = layout.name
@@ -256,30 +229,40 @@ def finetune(config: Config) -> None:
     validation = read_labelled(held_out, layout, config.spacing_mm) if config.select == "best" else []
     per_epoch = max(1, len(dataset) // config.batch_size)
     steps = total_steps(config, len(dataset))
-    if config.method != "none" and config.init is None:
+    pretrained = config.method not in ("none", "atlas")
+    if pretrained and config.init is None:
         raise InputError(f"variant '{config.variant}' starts from an encoder of '{config.method}': give it by --init")
 
     run = gpu.Run(config, paper="pcl")
-    unet = build_model(config, len(layout.labels) + 1)
-    if config.method != "none":
-        unet.encoder.load_state_dict(load_encoder(config.init, config.width, config.method))
-    model = run.prepare(unet)
-    optimizer = torch.optim.Adam(model.parameters(), config.finetune_lr, weight_decay=config.weight_decay)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=config.finetune_lr_end)
+    network = gpu.initialise_by_name(build_model(config), config.seed, initialise)
     best = Best()
+    if config.method == "atlas":
+        network.fill(stacks)
+        run.prepare(network)
+        run.restore(best=best)
+        run.save()
+        return
+    if pretrained:
+        load_weights(network.encoder, load_encoder(config.init, config.width, config.method), config.init)
+    model = run.prepare(network)
+    optimizer = torch.optim.Adam(model.parameters(), config.finetune_lr, weight_decay=config.weight_decay)
+    floor = config.finetune_lr_end / config.finetune_lr if config.finetune_lr else 0.0
+    scheduler = torch.optim.lr_scheduler.LambdaLR(  # a cosine to 0, cut off where it falls below the floor
+        optimizer, lambda step: max(0.5 * (1 + math.cos(math.pi * step / steps)), floor)
+    )
     run.restore(optimizer=optimizer, scheduler=scheduler, best=best)
 
     for step, batch in run.batches(dataset, steps):
+        image, label = batch["image"], batch["label"]
+        if augmented:
+            image, label = view(image, *(batch[name] for name in ("matrix", "strength", "sigma", "noise")), label)
         with run.autocast():
-            logits = model(batch["image"])
-        run.update(F.cross_entropy(logits.float(), batch["label"]), optimizer, scheduler)
+            logits = model(image)
+        run.update(F.cross_entropy(logits.float(), label), optimizer, scheduler)
         epoch, position = divmod(step + 1, per_epoch)
         if validation and (step + 1 == steps or (position == 0 and epoch % config.validate_every == 0)):
-            from papers.pcl.eval import fold_dice
-
-            unet_now = run.models[0]
-            best.offer(fold_dice(unet_now, validation, run.device), unet_now)
-            unet_now.train()
+            best.offer(fold_dice(run.models[0], validation, run.device, len(layout.labels)), run.models[0])
+            run.models[0].train()
 
 
 def main(argv: list[str] | None = None) -> None:

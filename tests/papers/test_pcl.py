@@ -9,7 +9,9 @@ import torch
 
 from papers.pcl import data as pcl_data
 from papers.pcl import eval as pcl_eval
-from papers.pcl.augmentation import augment, crop_or_pad, deform, smooth_noise
+from papers.pcl import layouts, orientation, scores
+from papers.pcl.atlas import Atlas
+from papers.pcl.augmentation import crop_or_pad, draw_view, smooth, view
 from papers.pcl.model import (
     ContrastiveNet,
     Encoder,
@@ -24,7 +26,8 @@ from papers.pcl.model import (
     slice_partitions,
     slice_positions,
 )
-from shared import nifti
+from papers.pcl.threshold import expected_positives
+from shared import nifti, resample
 from shared.errors import InputError
 from tests.smoke import train_in_processes, train_variant
 
@@ -36,12 +39,23 @@ def test_positions():
     assert slice_positions(1).tolist() == [1.0]
 
 
-@pytest.mark.parametrize(
-    "slices, expected",
-    [(8, [0, 0, 1, 1, 2, 2, 3, 3]), (10, [0, 0, 1, 1, 2, 2, 3, 3, 3, 3]), (7, [0, 0, 1, 1, 2, 2, 3]), (2, [0, 1])],
-)
-def test_partitions_as_in_the_released_code(slices, expected):
+def partition_of_the_released_code(i: int, n: int) -> int:
+    """Its behaviour: a quarter of the stack, of which the half is rounded up, and three full parts before the last."""
+    length = n // 4 + (1 if n % 4 >= 2 else 0)
+    return min(i // length, 3)
+
+
+@pytest.mark.parametrize("slices", range(2, 61))
+def test_partitions_round_half_up(slices):
+    """Checked against the released code at bf339fc for 2 to 200 slices."""
+    expected = [partition_of_the_released_code(i, slices) for i in range(slices)]
     assert slice_partitions(slices).tolist() == expected
+
+
+def test_partitions_of_stacks_whose_quarter_is_a_half():
+    assert slice_partitions(10).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
+    assert slice_partitions(18).tolist() == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 3
+    assert slice_partitions(1).tolist() == [0]
 
 
 def test_position_mask_is_strict_and_across_volumes():
@@ -207,45 +221,87 @@ def test_crop_or_pad():
     assert corners == {float(image[0, y, x]) for y in range(3) for x in range(4)}
 
 
-def test_smooth_noise_has_the_amplitude_of_its_theory():
+def drawn(count: int, size: int, **settings) -> dict[str, torch.Tensor]:
+    views = [draw_view(size, **settings) for _ in range(count)]
+    return {name: torch.stack([one[name] for one in views]) for name in views[0]}
+
+
+def test_elastic_field_is_scipys_gaussian_of_the_noise():
+    from scipy.ndimage import gaussian_filter
+
     torch.manual_seed(0)
-    sigma = 4.0
-    inner = smooth_noise(256, sigma)[:, 32:-32, 32:-32]
-    assert inner.std().item() == pytest.approx(1 / math.sqrt(3) / (2 * math.sqrt(math.pi) * sigma), rel=0.1)
+    noise, sigma = torch.rand(3, 2, 40, 40) * 2 - 1, torch.tensor([1.3, 4.0, 7.7])
+    for one, width, found in zip(noise, sigma, smooth(noise, sigma)):
+        expected = [gaussian_filter(part.double().numpy(), float(width), mode="constant") for part in one]
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
-def test_deformation_moves_image_and_label_alike():
-    torch.manual_seed(3)
-    y, x = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="ij")
-    label = (((y - 40) / 18) ** 2 + ((x - 55) / 10) ** 2 < 1).long()
-    for _ in range(5):
-        seen, moved = deform(label[None].float(), 64, label, alpha=(30, 60), sigma=(5, 7))
-        assert moved.dtype == label.dtype and set(moved.unique().tolist()) <= {0, 1}
-        assert ((seen[0] > 0.5) == moved.bool()).float().mean() > 0.98
+def seen_by_loops(image, matrix, strength, field, order):
+    """One channel at the places of the formula in augmentation.py, by SciPy's splines of that order."""
+    from scipy.ndimage import map_coordinates
+
+    size = len(image)
+    places = np.zeros((2, size, size))
+    for y in range(size):
+        for x in range(size):
+            from_middle = np.array([y, x]) - (size - 1) / 2 + strength * field[:, y, x]
+            places[:, y, x] = matrix @ from_middle + (size - 1) / 2
+    return map_coordinates(image, places, order=order, mode="constant")
 
 
-def test_deformation_without_elastic_part_scales_areas():
-    torch.manual_seed(0)
+def test_views_of_a_smooth_image_against_loops():
+    """Cubic convolution and SciPy's cubic splines agree on a smooth image, away from its border."""
+    torch.manual_seed(1)
+    y, x = np.meshgrid(np.arange(32), np.arange(32), indexing="ij")
+    image = np.exp(-(((y - 14) / 6) ** 2) - ((x - 18) / 5) ** 2)
+    label = (image > 0.4).astype(np.int64)
+    settings = drawn(6, 32, probability=1.0, alpha=(10, 34), sigma=(4.4, 5.3))
+    seen, moved = view(
+        torch.from_numpy(image).float().expand(6, 1, 32, 32), **settings,
+        label=torch.from_numpy(label).expand(6, 32, 32),
+    )  # fmt: skip
+    fields = smooth(settings["noise"], settings["sigma"]).numpy()
+    for number in range(6):
+        matrix, strength = settings["matrix"][number].numpy(), float(settings["strength"][number])
+        expected = seen_by_loops(image, matrix, strength, fields[number], 3)
+        np.testing.assert_allclose(seen[number, 0].numpy(), expected, atol=0.02)
+        expected = seen_by_loops(label, matrix, strength, fields[number], 0)
+        assert (moved[number].numpy() == expected).mean() > 0.999
+
+
+def test_views_scale_areas():
     y, x = torch.meshgrid(torch.arange(101.0) - 50, torch.arange(101.0) - 50, indexing="ij")
-    disc = (y**2 + x**2 < 20**2).float()[None]
+    disc = (y**2 + x**2 < 20**2).float()[None, None]
     for factor in (0.8, 1.0, 1.25):
-        seen, _ = deform(disc, 101, alpha=(0, 0), scale=(factor, factor))
+        seen, _ = view(disc, **drawn(1, 101, probability=1.0, alpha=(0, 0), scale=(factor, factor)))
         assert seen.sum().item() == pytest.approx(disc.sum().item() / factor**2, rel=0.02)
 
 
-def test_mirroring_reaches_all_four_and_views_repeat_with_the_seed():
-    image = torch.arange(9.0).reshape(1, 3, 3)
-    corners = {float(augment(image, 3, probability=0)[0][0, 0, 0]) for _ in range(100)}
-    assert corners == {0.0, 2.0, 6.0, 8.0}
-    views = []
-    for _ in range(2):
-        torch.manual_seed(5)
-        views.append(augment(torch.randn(1, 40, 40), 32)[0])
-    assert torch.equal(*views)
-    label = torch.arange(9).reshape(3, 3)
-    for _ in range(20):
-        view, moved = augment(image, 3, label, probability=0)
-        assert torch.equal(view[0].long(), moved)
+def test_how_often_and_how_much_views_are_deformed():
+    torch.manual_seed(0)
+    settings = drawn(4000, 4)
+    deformed = settings["strength"] > 0
+    assert deformed.float().mean() == pytest.approx(0.67, abs=0.03)
+    matrices = settings["matrix"][deformed]
+    scale = matrices.det().abs().sqrt()
+    assert 0.7 <= scale.min() < 0.71 and 1.29 < scale.max() <= 1.3 and scale.mean() == pytest.approx(1.0, abs=0.01)
+    assert (matrices.det() < 0).float().mean() == pytest.approx(0.5, abs=0.04), "mirrored along one axis"
+    angle = torch.atan2(matrices[:, 1, 0], matrices[:, 0, 0])
+    assert angle.mean() == pytest.approx(0, abs=0.15) and angle.std() == pytest.approx(2 * math.pi / 12**0.5, rel=0.05)
+    strength, sigma = settings["strength"][deformed], settings["sigma"][deformed]
+    assert 100 <= strength.min() < 103 and 347 < strength.max() <= 350
+    assert 14 <= sigma.min() < 14.1 and 16.9 < sigma.max() <= 17
+
+
+def test_views_that_are_not_deformed_are_mirror_images():
+    image = torch.arange(16.0).reshape(1, 1, 4, 4)
+    mirrored = {tuple(image.flip(axes).flatten().tolist()) for axes in ((), (2,), (3,), (2, 3))}
+    torch.manual_seed(0)
+    seen, moved = view(
+        image.expand(60, 1, 4, 4), **drawn(60, 4, probability=0.0), label=image[:, 0].long().expand(60, 4, 4)
+    )
+    assert {tuple(one.round().flatten().tolist()) for one in seen} == mirrored
+    torch.testing.assert_close(seen[:, 0], moved.float(), atol=1e-3, rtol=0)
 
 
 # --- data ------------------------------------------------------------------------------------------------
@@ -264,19 +320,20 @@ def test_orientation_does_not_depend_on_the_order_in_the_file(order, flips):
     """The same patient stored in another axis order and direction gives the same stack, and comes back."""
     voxels = np.random.default_rng(1).normal(size=(6, 7, 5)).astype(np.float32)
     affine = oblique(1.5)
-    plain = nifti.make_image(voxels, affine)
-    expected = pcl_data.orientation_of(plain, pcl_data.slice_axis(plain)).stack(voxels)
+    expected = orientation.to_stack(nifti.make_image(voxels, affine))
     moved, matrix = voxels, affine.copy()
     for axis in flips:
         matrix[:3, 3] += matrix[:3, axis] * (moved.shape[axis] - 1)
         matrix[:3, axis] *= -1
         moved = np.flip(moved, axis)
     moved = np.ascontiguousarray(moved.transpose(order))
-    matrix = matrix[:, [*order, 3]]
-    image = nifti.make_image(moved, matrix)
-    orientation = pcl_data.orientation_of(image, pcl_data.slice_axis(image))
-    np.testing.assert_array_equal(orientation.stack(moved), expected)
-    np.testing.assert_array_equal(orientation.restore(expected), moved)
+    image = nifti.make_image(moved, matrix[:, [*order, 3]])
+    stack = orientation.to_stack(image)
+    np.testing.assert_array_equal(stack.data, expected.data)
+    np.testing.assert_allclose(stack.affine, expected.affine, atol=1e-9)
+    np.testing.assert_allclose(resample.resample_to(stack, image).data, moved, atol=1e-5)
+    cine = orientation.to_stack(nifti.make_image(np.stack([moved, -moved], -1), image.affine))
+    np.testing.assert_array_equal(cine.data, np.stack([expected.data, -expected.data], -1))
 
 
 def test_stack_runs_from_base_to_apex_as_displayed():
@@ -284,8 +341,7 @@ def test_stack_runs_from_base_to_apex_as_displayed():
     voxels[5, 0, 0] = 1  # right, top, base
     for reverse in (False, True):
         stored = voxels[:, :, ::-1] if reverse else voxels
-        image = nifti.make_image(np.ascontiguousarray(stored), oblique(1.5, reverse))
-        stack = pcl_data.orientation_of(image, 2).stack(image.data)
+        stack = orientation.to_stack(nifti.make_image(np.ascontiguousarray(stored), oblique(1.5, reverse))).data
         assert stack.shape == (5, 7, 6) and stack[0, 0, 5] == 1
 
 
@@ -296,7 +352,7 @@ def test_slice_axis():
         (np.diag([5.0, 1.2, 1.2, 1]), "third", 0), (iso, "third", 2), (iso, "superior", 2),
         (coronal_file, "superior", 1), (coronal_file, "third", 2),
     ):  # fmt: skip
-        assert pcl_data.slice_axis(nifti.make_image(np.zeros((4, 4, 4)), affine), along) == expected
+        assert orientation.slice_axis(nifti.make_image(np.zeros((4, 4, 4)), affine), along) == expected
 
 
 def write_ct(folder, stem_image, stem_label, labels, spacing=(2.0, 2.0, 3.0)):
@@ -318,27 +374,29 @@ def write_ct(folder, stem_image, stem_label, labels, spacing=(2.0, 2.0, 3.0)):
 )  # fmt: skip
 def test_layouts(tmp_path, layout, image, label, values, spacing, classes):
     write_ct(tmp_path, image, label, values)
-    found, patients = pcl_data.find_patients(tmp_path)
+    found, patients = layouts.find_patients(tmp_path)
     assert found.name == layout and len(patients) == 1
     (stack,) = pcl_data.read_labelled(patients, found, None)
     in_plane = 2.0 if spacing is None else spacing
-    assert stack.spacing_mm == pytest.approx((in_plane, in_plane)) and stack.gap_mm == pytest.approx(3.0)
+    assert stack.spacing_mm == pytest.approx((3.0, in_plane, in_plane))
     assert stack.image.shape == stack.label.shape == (6, round(36 / in_plane), round(40 / in_plane))
     assert set(np.unique(stack.label).tolist()) == classes
     assert stack.image.mean() == pytest.approx(0, abs=1e-4) and stack.image.std() == pytest.approx(1, abs=1e-4)
-    (tmp_path / label).unlink()
-    with pytest.raises(InputError, match=label):
-        pcl_data.find_patients(tmp_path)
+    for missing, kept in ((label, image), (image, label)):
+        (tmp_path / missing).rename(tmp_path / "elsewhere")
+        with pytest.raises(InputError, match=f"{missing}|{kept} has no image"):
+            layouts.find_patients(tmp_path, layout)
+        (tmp_path / "elsewhere").rename(tmp_path / missing)
 
 
 def test_labels_are_turned_with_their_image(smoke_data):
     """The bright blood lies where the labels say, in files stored base first and apex first alike."""
-    layout, patients = pcl_data.find_patients(smoke_data("pcl"))
+    layout, patients = layouts.find_patients(smoke_data("pcl"))
     assert layout.name == "acdc"
     orders = set()
     for patient in patients:
         affine = nifti.load(patient.volumes[0].image).affine
-        orders.add(bool(affine[:3, 2] @ pcl_data.TO_APEX > 0))
+        orders.add(bool(affine[:3, 2] @ orientation.TO_APEX > 0))
         stack = pcl_data.read_labelled([patient], layout, None)[0]
         assert stack.image[stack.label == 3].mean() > stack.image[stack.label == 2].mean() + 0.5
         area = (stack.label > 0).sum((1, 2))
@@ -348,7 +406,7 @@ def test_labels_are_turned_with_their_image(smoke_data):
 
 
 def test_cine_frames_are_pretrained_on(smoke_data):
-    layout, patients = pcl_data.find_patients(smoke_data("pcl"), "acdc")
+    layout, patients = layouts.find_patients(smoke_data("pcl"), "acdc")
     stacks = pcl_data.read_unlabelled(patients[:1], layout, 8.0)
     assert len(stacks) == 3, "the smoke cine has three phases"
     (frame, *_) = pcl_data.read_unlabelled(patients[:1], layout, 8.0, cine=False)
@@ -356,12 +414,13 @@ def test_cine_frames_are_pretrained_on(smoke_data):
     views = pcl_data.SliceViews(stacks, 32)
     assert len(views) == 3 * len(frame.image)
     item = views[len(frame.image) + 1]
-    assert item["views"].shape == (2, 1, 32, 32) and not torch.equal(*item["views"])
+    assert item["image"].shape == (1, 32, 32) and item["noise"].shape == (2, 2, 32, 32)
+    assert not torch.equal(*item["matrix"])
     assert item["position"].item() == pytest.approx(2 / len(frame.image))
 
 
 def test_split_and_draw():
-    _, patients = None, [pcl_data.Patient(f"p{n}", ()) for n in range(20)]
+    _, patients = None, [layouts.Patient(f"p{n}", ()) for n in range(20)]
     tested = []
     for fold in range(5):
         training, held_out = pcl_data.split_patients(patients, 5, fold)
@@ -381,17 +440,53 @@ def test_mistakes_in_acdc_are_named(tmp_path, smoke_data):
     shutil.copytree(smoke_data("pcl") / "acdc", tmp_path / "acdc")
     folder = tmp_path / "acdc" / "patient001"
     (label,) = folder.glob("*_frame01_gt.nii.gz")
-    layout, patients = pcl_data.find_patients(tmp_path)
+    layout, patients = layouts.find_patients(tmp_path)
     image = nifti.load(label)
     nifti.save(label, np.full(image.shape, 7, np.uint8), like=image)
     with pytest.raises(InputError, match="frame01_gt.*0 to 3"):
         pcl_data.read_labelled(patients[:1], layout, None)
-    nifti.save(label, np.zeros(tuple(np.add(image.shape, 1)), np.uint8), affine=image.affine)
-    with pytest.raises(InputError, match="grid of patient001_frame01"):
+    nifti.save(label, np.zeros(image.shape, np.uint8), like=image)
+    with pytest.raises(InputError, match="frame01_gt.nii.gz is empty"):
+        pcl_data.read_labelled(patients[:1], layout, None)
+    nifti.save(label, np.ones(tuple(np.add(image.shape, 1)), np.uint8), affine=image.affine)
+    with pytest.raises(InputError, match="frame01_gt.* voxels of .*patient001_frame01"):
+        pcl_data.read_labelled(patients[:1], layout, None)
+    moved = image.affine.copy()
+    moved[:3, 3] += 0.2 * moved[:3, 0]  # a fifth of a voxel
+    nifti.save(label, np.ones(image.shape, np.uint8), affine=moved)
+    with pytest.raises(InputError, match="frame01_gt.*same affine"):
         pcl_data.read_labelled(patients[:1], layout, None)
     (folder / "Info.cfg").write_text("Group: NOR\n")
     with pytest.raises(InputError, match="Info.cfg has no frame number ED"):
-        pcl_data.find_patients(tmp_path)
+        layouts.find_patients(tmp_path)
+    (folder / "Info.cfg").unlink()
+    with pytest.raises(InputError, match=r"patient001/Info.cfg"):
+        layouts.find_patients(tmp_path)
+
+
+def test_labels_stored_the_other_way_round_are_put_in_order(tmp_path, smoke_data):
+    layout, patients = layouts.find_patients(smoke_data("pcl"), "acdc")
+    volume = patients[0].volumes[0]
+    before = pcl_data.read_volume(volume, layout, 8.0)
+    label = nifti.load(volume.label)
+    matrix = label.affine.copy()
+    for axis in (0, 2):
+        matrix[:3, 3] += matrix[:3, axis] * (label.shape[axis] - 1)
+        matrix[:3, axis] *= -1
+    nifti.save(tmp_path / "label.nii.gz", np.ascontiguousarray(label.data[::-1, :, ::-1]), affine=matrix)
+    after = pcl_data.read_volume(layouts.Volume("a", "a", volume.image, tmp_path / "label.nii.gz"), layout, 8.0)
+    np.testing.assert_array_equal(before.label, after.label)
+
+
+def test_stacks_of_the_same_name_in_two_folders_are_two_patients(tmp_path):
+    voxels = np.random.default_rng(0).normal(size=(8, 8, 4)).astype(np.float32)
+    for folder in ("a", "b"):
+        nifti.save(tmp_path / folder / "heart.nii.gz", voxels, affine=np.diag([2.0, 2.0, 8.0, 1.0]))
+    _, patients = layouts.find_patients(tmp_path, "stacks")
+    assert [patient.name for patient in patients] == ["a/heart", "b/heart"]
+    nifti.save(tmp_path / "a" / "heart.nii", voxels, affine=np.diag([2.0, 2.0, 8.0, 1.0]))
+    with pytest.raises(InputError, match="a/heart.*2 times"):
+        layouts.find_patients(tmp_path, "stacks")
 
 
 # --- training and commands -------------------------------------------------------------------------------
@@ -407,7 +502,7 @@ def test_two_processes_share_one_contrastive_batch(smoke_data, tmp_path):
 
 
 def test_fine_tuning_starts_from_the_encoder_and_only_from_its_own(smoke_data, smoke_run, tmp_path):
-    from papers.pcl.train import load_encoder
+    from papers.pcl.weights import load_encoder
     from shared.checkpoints import load_checkpoint
 
     pretrained = smoke_run("pcl", "pretrain_pcl") / "checkpoint.pt"
@@ -437,7 +532,7 @@ def test_best_weights_are_kept_and_evaluated(smoke_data, tmp_path):
     pcl_eval.evaluate(smoke_data("pcl"), tmp_path / "checkpoint.pt", tmp_path, device="cpu")
     with (tmp_path / "metrics.csv").open(newline="") as file:
         rows = {row["case"]: row for row in csv.DictReader(file)}
-    assert float(rows["fold"]["dice_fold_m2"]) == pytest.approx(best["score"], abs=1e-6)
+    assert float(rows["fold"]["dice_fold"]) == pytest.approx(best["score"], abs=1e-6)
     assert rows["fold"]["dice"] == "" and rows["fold"]["position_error"] == ""
 
 
@@ -449,15 +544,30 @@ def test_dice_of_a_fold_is_not_the_mean_over_patients():
             return torch.cat([torch.zeros_like(image), image], 1) * 100
 
     def stack(name, image, label):
-        return pcl_data.Stack(name, name, np.float32(image), np.uint8(label), 8.0, (1.0, 1.0))
+        return pcl_data.Stack(name, name, np.float32(image), np.uint8(label), (8.0, 1.0, 1.0))
 
     right = np.ones((1, 20, 20))
     half = np.ones((2, 20, 20))
     half[1] = -1
     stacks = [stack("a", right, np.ones((1, 20, 20))), stack("b", half, np.ones((2, 20, 20)))]
-    totals = pcl_eval.overlap(Copies(), stacks, "cpu", 1)
-    assert [pcl_eval.dice_of(*totals[name])[0] for name in "ab"] == pytest.approx([1, 2 / 3])
-    assert pcl_eval.fold_dice(Copies(), stacks, "cpu") == pytest.approx(2 * 800 / (800 + 1200))
+    totals = scores.overlap(Copies(), stacks, "cpu", 1)
+    assert [scores.dice_of(*totals[name])[0] for name in "ab"] == pytest.approx([1, 2 / 3])
+    assert scores.fold_dice(Copies(), stacks, "cpu", 1) == pytest.approx(2 * 800 / (800 + 1200))
+
+
+def test_atlas_copies_the_labels_of_its_height():
+    """Of two stacks that agree at the base and not at the apex, on slices of other sizes than its own."""
+    label = np.zeros((2, 4, 6, 6), np.uint8)
+    label[:, 0, 2:4, 1:5] = 1
+    label[0, 3, 2:4, 2:4] = 2
+    stacks = [pcl_data.Stack("a", "a", np.float32(one), one, (8.0, 1.0, 1.0)) for one in label]
+    atlas = Atlas(3, 4, heights=8)
+    atlas.fill(stacks)
+    found = scores.probabilities(atlas, np.zeros((4, 10, 7), np.float32), "cpu", "a")
+    expected = np.zeros((4, 10, 7))
+    expected[0, 4:6, 1:5] = 1  # the maps are four pixels wide
+    np.testing.assert_array_equal(found.argmax(1).numpy(), expected)
+    assert found[3, 2, 4, 3].item() == pytest.approx(0.5, abs=0.01)
 
 
 def test_position_probe_on_features_that_hold_the_position():
@@ -472,9 +582,9 @@ def test_position_probe_on_features_that_hold_the_position():
     def stacks(count, length):
         positions = slice_positions(length).numpy().astype(np.float32)
         image = np.broadcast_to(positions[:, None, None], (length, 16, 16)).copy()
-        return [pcl_data.Stack("p", "p", image, None, 8.0, (1.0, 1.0))] * count
+        return [pcl_data.Stack("p", "p", image, None, (8.0, 1.0, 1.0))] * count
 
-    errors = pcl_eval.position_errors(Model(), stacks(10, 10), stacks(1, 10), "cpu")
+    errors = scores.position_errors(Model(), stacks(10, 10), stacks(1, 10), "cpu")
     assert errors.shape == (10,) and errors.max() < 1e-6
 
 
@@ -488,7 +598,7 @@ def test_expected_positives_against_drawn_batches():
             drawn = torch.from_numpy(rng.permutation(31)[:8])
             mask = positive_mask(method, positions[drawn], parts[drawn], 0.2)
             counts.append((mask.repeat(2, 2).sum().item() - 16) / 16)
-        assert pcl_eval.expected_positives(lengths, 8, method, 0.2) == pytest.approx(np.mean(counts), rel=0.04)
+        assert expected_positives(lengths, 8, method, 0.2) == pytest.approx(np.mean(counts), rel=0.04)
 
 
 def test_commands_for_the_users_own_stacks(smoke_data, smoke_run, tmp_path, capsys):
@@ -520,9 +630,9 @@ def test_apply_gives_labels_on_the_grid_of_the_input(smoke_data, smoke_run, tmp_
         def forward(self, image):
             return torch.cat([torch.zeros_like(image), *[torch.full_like(image, -99)] * 2, (image - 1.0) * 50], 1)
 
-    config, layout = pcl_eval.load_model(smoke_run("pcl") / "checkpoint.pt", "cpu")[1:]
+    config, layout = pcl_eval.load_network(smoke_run("pcl") / "checkpoint.pt", "cpu")[1:]
     config.spacing_mm = 3.0
-    monkeypatch.setattr(pcl_eval, "load_model", lambda *_: (Threshold(), config, layout))
+    monkeypatch.setattr(pcl_eval, "load_network", lambda *_: (Threshold(), config, layout))
     path = sorted(smoke_data("pcl").glob("acdc/*/*_4d.nii.gz"))[0]
     image = nifti.load(path)
     pcl_eval.apply(smoke_run("pcl") / "checkpoint.pt", path, tmp_path / "labels.nii.gz", device="cpu")
@@ -557,7 +667,7 @@ def test_standin_is_deterministic_and_complete(smoke_data, tmp_path):
     for path in sorted(smoke_data("pcl").rglob("*")):
         if path.is_file():
             assert path.read_bytes() == (again / path.relative_to(smoke_data("pcl"))).read_bytes(), path.name
-    with pytest.raises(InputError, match="already exists"):
+    with pytest.raises(InputError, match="is there already"):
         generate(again, size="smoke")
 
 
