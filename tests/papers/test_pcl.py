@@ -563,9 +563,9 @@ def test_atlas_copies_the_labels_of_its_height():
     stacks = [pcl_data.Stack("a", "a", np.float32(one), one, (8.0, 1.0, 1.0)) for one in label]
     atlas = Atlas(3, 4, heights=8)
     atlas.fill(stacks)
-    found = scores.probabilities(atlas, np.zeros((4, 10, 7), np.float32), "cpu", "a")
-    expected = np.zeros((4, 10, 7))
-    expected[0, 4:6, 1:5] = 1  # the maps are four pixels wide
+    found = scores.probabilities(atlas, np.zeros((4, 10, 8), np.float32), "cpu", "a")
+    expected = np.zeros((4, 10, 8))
+    expected[0, 4:6, 2:6] = 1  # the maps are four pixels wide
     np.testing.assert_array_equal(found.argmax(1).numpy(), expected)
     assert found[3, 2, 4, 3].item() == pytest.approx(0.5, abs=0.01)
 
