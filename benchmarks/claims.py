@@ -26,8 +26,9 @@ claims on the baseline alone: unless all of them are reproduced, "reproduced" be
 
 A difference may also be one of short training. Where a result has the headline's variants at half and double
 length, too (profile `study`), its contrasts and those of the other claims about the same variants are computed there as
-well (controls apart: what they say is that a baseline works at all). If one has the other sign at double length or lies
-outside of the interval at full length, the verdict is "inconclusive: still moving with training".
+well (controls apart: what they say is that a baseline works at all). If one has the other sign at double length, or is
+outside of the interval at full length on the side of zero (of the `margin`), the verdict is "inconclusive: still moving
+with training". An effect that grows further away from zero is said to grow, and its verdict stays.
 """
 
 import math
@@ -308,7 +309,8 @@ def lengths_of(claim: dict, result: dict, better: str, evidence: list[dict]) -> 
     Returns:
         for each contrast what was compared, the number of seeds that all lengths share, the `means` at "0.5", "1" and
         "2" over those seeds, and whether it is `moving`: at double length it has the other sign than in `evidence`
-        (is on the other side of the claim's margin), or lies outside of the interval there.
+        (is on the other side of the claim's margin), or lies outside of the interval there, towards zero (the margin;
+        either way where a value or equality is claimed). It is `growing` if it lies outside on the far side.
 
     Raises:
         ValueError: it can't be computed, and why.
@@ -330,11 +332,12 @@ def lengths_of(claim: dict, result: dict, better: str, evidence: list[dict]) -> 
             some = {name: {seed: by_seed[seed] for seed in seeds} for name, by_seed in table.items()}
             means[length] = row_of(claim, "", weights, some)["mean"]
         double = means["2"]
-        other_side = signed and (double - margin) * (full["mean"] - margin) < 0
         outside = full["low"] is not None and not full["low"] <= double <= full["high"]
-        rows.append(
-            {"compared": full["compared"], "seeds": len(seeds), "means": means, "moving": other_side or outside}
-        )
+        growing = signed and outside and (double - full["mean"]) * (full["mean"] - margin) > 0
+        other_side = signed and (double - margin) * (full["mean"] - margin) < 0
+        moving = other_side or (outside and not growing)
+        row = {"compared": full["compared"], "seeds": len(seeds), "means": means, "moving": moving}
+        rows.append({**row, "growing": growing})
     return rows
 
 

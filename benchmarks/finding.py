@@ -125,7 +125,9 @@ def length_text(verdict: dict, compared: str, least: int) -> str:
         return "Longer training: not measured."
     digits = decimals((max(curve["means"].values()) - min(curve["means"].values())) / 2, least)
     numbers = [number(curve["means"][length], digits, sign=True) for length in LENGTHS]
-    moves = "it still moves" if curve["moving"] else "longer training does not move it"
+    moves = (
+        "it still moves" if curve["moving"] else "it grows with training" if curve.get("growing") else "it stands still"
+    )
     return f"At half, full and double length of training it is {', '.join(numbers)}: {moves}."
 
 

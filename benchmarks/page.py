@@ -173,7 +173,15 @@ def length_rows(paper: dict, result: dict) -> list[list[str]]:
             spread = max(item["means"].values()) - min(item["means"].values())
             digits = decimals(spread / 2, digits_of(paper, claim))
             means = [number(item["means"][length], digits, sign=True) for length in LENGTHS]
-            rows.append([name, item["compared"], *means, str(item["seeds"]), "yes" if item["moving"] else "no"])
+            rows.append(
+                [
+                    name,
+                    item["compared"],
+                    *means,
+                    str(item["seeds"]),
+                    "yes" if item["moving"] else "it grows" if item.get("growing") else "no",
+                ]
+            )
     return rows
 
 

@@ -360,17 +360,35 @@ def a_study(rng, gaps: dict[str, float], better="lower", seeds=5, margin=0.0) ->
 
 
 @pytest.mark.parametrize("better", ["lower", "higher"])
-@pytest.mark.parametrize("gaps", [(2.0, 1.0, 0.3), (2.0, 1.0, -1.0), (-2.0, -1.0, -0.3), (0.3, 1.0, 2.0)])
+@pytest.mark.parametrize("gaps", [(2.0, 1.0, 0.3), (2.0, 1.0, -1.0), (-2.0, -1.0, -0.3), (0.3, 1.0, -0.1)])
 def test_an_effect_that_vanishes_with_training_is_still_moving(better, gaps):
     paper, result = a_study(np.random.default_rng(14), dict(zip(("0.5", "1", "2"), gaps)), better)
     found = check_all(paper, result)
     assert found["C1"]["verdict"] == INCONCLUSIVE and "still moving with training" in found["C1"]["reason"]
     (row,) = found["C1"]["lengths"]
-    assert row["moving"] and row["seeds"] == 3
+    assert row["moving"] and not row["growing"] and row["seeds"] == 3
     assert list(row["means"].values()) == pytest.approx(list(gaps), abs=0.1)
     assert found["C2"] == found["C1"], "the same variants, so the same curve"
     assert "lengths" not in found["C0"], "a control says that a baseline works at all"
     assert found["C3"]["verdict"] == REPRODUCED and "lengths" not in found["C3"], "the input is not in the headline"
+
+
+@pytest.mark.parametrize("gap, verdict", [(1.0, REPRODUCED), (-1.0, NOT_REPRODUCED)])
+def test_an_effect_that_grows_is_decided(gap, verdict):
+    paper, result = a_study(np.random.default_rng(14), {"0.5": gap / 2, "1": gap, "2": 2 * gap})
+    found = check_all(paper, result)["C1"]
+    (row,) = found["lengths"]
+    assert found["verdict"] == verdict and row["growing"] and not row["moving"]
+
+
+@pytest.mark.parametrize("kind", ["equal", "value"])
+def test_a_value_may_not_move_either_way(kind):
+    for double in (-1.0, 2.0):
+        paper, result = a_study(np.random.default_rng(14), {"0.5": 0.5, "1": 0.5, "2": double})
+        asked = {"variants": ["full", "baseline"]} if kind == "equal" else {"variant": "baseline", "value": 5.5}
+        paper["claim"][1] = {"id": "C1", "kind": kind, "metric": "error", "tolerance": 1.0, **asked}
+        found = check_all(paper, result)["C1"]
+        assert found["verdict"] == INCONCLUSIVE and found["lengths"][0]["moving"] and not found["lengths"][0]["growing"]
 
 
 @pytest.mark.parametrize("gap, verdict", [(1.0, REPRODUCED), (-1.0, NOT_REPRODUCED)])

@@ -157,13 +157,14 @@ def test_the_finding_says_what_was_compared_by_how_much_and_whether_it_moves():
     paper, result = made_up()
     assert finding.sentence(paper, result) == (
         "**Made-up**, stand-in: PSNR 21.0 dB (Method) against 20.0 dB (U-Net, small), better by 1.0 [1.0, 1.0] over 6 "
-        "cases and 3 seeds. C1 is inconclusive. At half, full and double length of training it is +0.50, +1.00, +2.00: "
-        "it still moves."
+        "cases and 3 seeds. C1 is reproduced. At half, full and double length of training it is +0.50, +1.00, +2.00: "
+        "it grows with training."
     )
+    assert finding.sentence(*made_up((2.0, 1.0, 0.5))).endswith("+2.00, +1.00, +0.50: it still moves.")
     paper, result = made_up((-2.0, -1.0, -1.0))
     text = finding.sentence(paper, result)
     assert "worse by 1.0 [1.0, 1.0]" in text and "C1 is not reproduced" in text
-    assert text.endswith("−2.00, −1.00, −1.00: longer training does not move it.")
+    assert text.endswith("−2.00, −1.00, −1.00: it stands still.")
     assert finding.front_row(paper, result) == [
         "stand-in", "PSNR", "20.0 → 19.0", "✗ −1.0 [−1.0, −1.0]", "0 1 0", "study", "2026-11-30",
     ]  # fmt: skip
@@ -191,7 +192,7 @@ def test_a_page_has_claims_that_do_not_count_apart_and_the_length_curve():
         assert "half (steps 50)" in text and "double (steps 200)" in text and "still moving" in text
         assert "2.0 minutes (3.5 of processor)" in text
     assert "Each part helps" not in section
-    assert ledger.counts(result) == (0, 0, 1)
+    assert ledger.counts(result) == (1, 0, 0)
 
 
 def test_many_metrics_have_the_papers_numbers_in_a_table_of_their_own():
