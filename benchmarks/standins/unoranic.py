@@ -13,6 +13,7 @@ from shared.files import complete_or_absent
 SIZES = {
     "smoke": {"blood": (24, 16, 16), "pneumonia": (24, 16, 16)},
     "cpu": {"pneumonia": (960, 160, 320)},
+    "study": {"pneumonia": (960, 160, 320)},
     "blood": {"blood": (960, 160, 320)},
     "paper": {"blood": (11959, 1712, 3421), "pneumonia": (4708, 524, 624)},
 }
@@ -38,13 +39,13 @@ def make_split(name: str, split: int, count: int, seed: int) -> tuple[np.ndarray
     return np.stack(images), labels[:, None].astype(np.uint8)
 
 
-def generate(out: Path, seed: int = 0, size: Literal["smoke", "cpu", "blood", "paper"] = "cpu") -> Path:
+def generate(out: Path, seed: int = 0, size: Literal["smoke", "cpu", "study", "blood", "paper"] = "cpu") -> Path:
     """Write pneumoniamnist.npz, bloodmnist.npz or both to `out`, which appears only when it is complete.
 
     Args:
         out: folder to create.
         seed: of everything random.
-        size: smoke (24 training images of each), cpu (960 films), blood (960 cells) or paper (as MedMNIST has).
+        size: smoke (24 training images of each), cpu, study (960 films), blood (960 cells), paper (as MedMNIST).
     """
     with complete_or_absent(out) as folder:
         for name, counts in SIZES[size].items():

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from papers.unoranic.corruptions import area_matrix, filter_each, grey, hsv_to_rgb, nearest_matrix, rgb_to_hsv
+from papers.unoranic.corruptions import area_matrix, filter_each, grey, hsv_to_rgb, rgb_to_hsv
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -218,6 +218,12 @@ def elastic_transform(images: Tensor, severity: int, generator=None) -> Tensor:
     source = torch.einsum("bhwk,bkc->bhwc", points, inverse)
     grid = (2 * source + 1) / side - 1
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def nearest_matrix(inside: int, outside: int) -> Tensor:
+    """(outside, inside): each output pixel copies the input pixel under its centre."""
+    index = ((torch.arange(outside) + 0.5) * inside / outside).long()
+    return F.one_hot(index, inside).double()
 
 
 def pixelate(images: Tensor, severity: int, generator=None) -> Tensor:

@@ -69,13 +69,17 @@ def pixel_dropout(images: Tensor, u: Tensor, noise: Tensor, field: Tensor) -> Te
     return images * (field >= 0.01)[:, None]
 
 
+GAUSSIANS = {3: [0, 0, 16, 32, 16, 0, 0], 5: [0, 4, 16, 24, 16, 4, 0], 7: [2, 7, 14, 18, 14, 7, 2]}
+"""64 times the weights of OpenCV's small kernels, by their size"""
+
+
 def gaussian_blur(images: Tensor, u: Tensor, noise: Tensor, field: Tensor) -> Tensor:
-    """Kernel of 3, 5 or 7 pixels with the standard deviation that OpenCV takes for it."""
-    size = 3 + 2 * one_of(u[:, 0], 0, 2)
-    sigma = 0.3 * ((size - 1) * 0.5 - 1) + 0.8
-    offsets = torch.arange(-3, 4, device=images.device)
-    line = torch.exp(-(offsets**2) / (2 * sigma[:, None] ** 2)) * (offsets.abs() <= (size // 2)[:, None])
-    line = line / line.sum(1, keepdim=True)
+    """Kernel of 3, 5 or 7 pixels.
+
+    A size from 3 to 7 is drawn, and an even one enlarged by one, so that the probabilities are 0.2, 0.4 and 0.4.
+    """
+    lines = torch.tensor(list(GAUSSIANS.values()), device=images.device) / 64
+    line = lines[one_of(u[:, 0], 3, 7) // 2 - 1]
     return filter_each(images, line[:, :, None] * line[:, None, :])
 
 
@@ -122,23 +126,29 @@ def area_matrix(inside: int, outside: int) -> Tensor:
     return overlap.clamp(min=0) * outside / inside
 
 
-def nearest_matrix(inside: int, outside: int) -> Tensor:
-    """(outside, inside): each output pixel copies the input pixel under its centre."""
-    index = ((torch.arange(outside) + 0.5) * inside / outside).long()
-    return F.one_hot(index, inside).double()
+def cell_matrices(edges: Tensor, cells: int) -> Tensor:
+    """(B, cells, N): each row averages what lies between two neighbours of `edges` (B, cells + 1) over N pixels.
 
-
-def resized_matrices(side: int, sizes: list[int]) -> Tensor:
-    """(sizes, side, side): averaging `side` pixels down to each size, then copying pixels up again."""
-    return torch.stack([nearest_matrix(size, side) @ area_matrix(side, size) for size in sizes])
+    A cell that is empty, or lies beyond the last pixel, gets zeros.
+    """
+    pixels = torch.arange(cells, device=edges.device)
+    low, high = edges[:, :-1, None], edges[:, 1:, None]
+    overlap = (torch.minimum(high, pixels + 1.0) - torch.maximum(low, pixels)).clamp(min=0)
+    return overlap / overlap.sum(2, keepdim=True).clamp(min=1e-12)
 
 
 def downscale(images: Tensor, u: Tensor, noise: Tensor, field: Tensor) -> Tensor:
-    """Reduced to 50 to 90 % of the side by averaging, enlarged by copying pixels."""
+    """Reduced to 50 to 90 % of the side and enlarged again, both by areas: each pixel is the mean over what it covers.
+
+    A reduced pixel covers exactly 1 / scale pixels, though the number of them is rounded, as in OpenCV.
+    """
     side = images.shape[-1]
-    smallest, largest = int(0.5 * side), int(0.9 * side)
-    bank = resized_matrices(side, list(range(smallest, largest + 1))).to(images)
-    matrices = bank[((0.5 + 0.4 * u[:, 0]) * side).long() - smallest]
+    scale = 0.5 + 0.4 * u[:, :1].double()
+    size = torch.round(scale * side)
+    places = torch.arange(side + 1, device=images.device).double()
+    down = cell_matrices((places.minimum(size) / scale).clamp(max=side), side)
+    up = cell_matrices(places * size / side, side)
+    matrices = (up @ down).to(images)
     return torch.einsum("bij,bcjk,blk->bcil", matrices, images, matrices)
 
 

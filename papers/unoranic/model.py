@@ -64,10 +64,11 @@ class Encoder(nn.Module):
         width: channels after the first stage (paper: 32), doubled at each further one.
         latent: length of the embedding (paper: 256).
         side: of the images, in pixels.
-        linear: no activation after the strided convolutions, as the released code computes.
+        linear: no activation after the strided convolutions, which is what the released code computes; False is the
+            LeakyReLU of the text.
     """
 
-    def __init__(self, channels: int, width: int = 32, latent: int = 256, side: int = 28, linear: bool = False):
+    def __init__(self, channels: int, width: int = 32, latent: int = 256, side: int = 28, linear: bool = True):
         super().__init__()
         layers = []
         for inside, outside, kernel in stages(channels, width, latent, side):
@@ -87,17 +88,22 @@ class Decoder(nn.Module):
     norm's scale moves by the learning rate per update at most, which a short training can't afford.
     """
 
-    def __init__(self, channels: int, width=32, latent=256, side=28, linear=False, grey_start: bool = False):
+    def __init__(self, channels: int, width=32, latent=256, side=28, linear=True, grey_start: bool = False):
         super().__init__()
         layers = []
         for outside, inside, kernel in reversed(stages(channels, width, latent, side)):
             convolution = nn.ConvTranspose2d(inside, outside, kernel, stride=2, padding=1, bias=False)
             layers += [resampling_block(convolution, outside, linear), ResidualBlock(outside)]
         self.layers = nn.Sequential(*layers)
-        if grey_start:
-            nn.init.constant_(layers[-2][1].weight, 0.2)
-            nn.init.constant_(layers[-2][1].bias, 0.5)
-            nn.init.zeros_(layers[-1].layers[4].weight)  # the last residual block starts as the identity
+        self.grey_start = grey_start
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """What differs from the layers' own initial weights."""
+        if self.grey_start:
+            nn.init.constant_(self.layers[-2][1].weight, 0.2)
+            nn.init.constant_(self.layers[-2][1].bias, 0.5)
+            nn.init.zeros_(self.layers[-1].layers[4].weight)  # the last residual block starts as the identity
 
     def forward(self, embedding: Tensor) -> Tensor:
         return self.layers(embedding[:, :, None, None])
@@ -125,7 +131,7 @@ class UnOranic(nn.Module):
     (torch.Size([4, 2, 8]), torch.Size([2, 8]), torch.Size([2, 1, 28, 28]))
     """
 
-    def __init__(self, channels: int, width=32, latent=256, side=28, linear=False, grey_start: bool = False):
+    def __init__(self, channels: int, width=32, latent=256, side=28, linear=True, grey_start: bool = False):
         super().__init__()
         sizes = {"channels": channels, "width": width, "side": side, "linear": linear}
         self.anatomy_encoder = Encoder(latent=latent, **sizes)
@@ -150,17 +156,18 @@ class UnOranic(nn.Module):
 
 
 class AutoEncoder(nn.Module):
-    """The vanilla autoencoder (M7): layout of E_A and D_A, trained to give back its input."""
+    """The vanilla autoencoder (M7): layout (and, with the same seed, initial weights) of E_A and D_A, trained to give
+    back its input."""
 
-    def __init__(self, channels: int, width=32, latent=256, side=28, linear=False, grey_start: bool = False):
+    def __init__(self, channels: int, width=32, latent=256, side=28, linear=True, grey_start: bool = False):
         super().__init__()
-        self.encoder = Encoder(channels, width, latent, side, linear)
-        self.decoder = Decoder(channels, width, latent, side, linear, grey_start)
+        self.anatomy_encoder = Encoder(channels, width, latent, side, linear)
+        self.anatomy_decoder = Decoder(channels, width, latent, side, linear, grey_start)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(embedding (B, latent), reconstruction (B, C, H, W))."""
-        embedding = self.encoder(images)
-        return embedding, self.decoder(embedding)
+        embedding = self.anatomy_encoder(images)
+        return embedding, self.anatomy_decoder(embedding)
 
 
 def consistency_loss(embeddings: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ class Config(RunConfig):
 
     batch_size: int = 64
     """images per update, each with its corrupted variants (paper: 64)"""
-    method: Literal["unoranic", "ae", "resnet", "none"] = "unoranic"
-    """the paper's method, autoencoder, supervised ResNet-18; none trains nothing: the images themselves"""
+    method: Literal["unoranic", "ae", "resnet", "pca", "mean", "none"] = "unoranic"
+    """the paper's method, autoencoder, supervised ResNet-18; without network: pca, mean (training image) and none (the
+    image itself)"""
     datasets: tuple[str, ...] = ()
     """data sets to use, as blood for bloodmnist.npz; empty is all that lie in the folder"""
     side: int = 28
@@ -27,8 +28,8 @@ class Config(RunConfig):
     """length of an embedding (paper: 256)"""
     code_factor: int = 1
     """length of the autoencoder's code in units of `latent`; 2 is as much as unORANIC's decoder sees"""
-    linear_updown: bool = False
-    """leave out the LeakyReLU of the strided convolutions, as the released code computes (text: with it)"""
+    linear_updown: bool = True
+    """no LeakyReLU after the strided convolutions, which is what the released code computes (text: with it)"""
     grey_start: bool = False
     """untrained decoders give images around mid-grey, which shortens the training (paper: no)"""
     n_variants: int = 3
@@ -69,20 +70,25 @@ class Config(RunConfig):
     """equal random parts of the test set that metrics.csv has a row each for"""
 
 
+SMALL = {
+    "width": 8, "latent": 64, "n_variants": 2, "batch_size": 16, "steps": 2000, "lr_rise": 500, "lr_per": "batch",
+    "betas": (0.8, 0.99), "grey_start": True, "channels_last": True, "resnet_width": 8, "resnet_steps": 600,
+}  # fmt: skip
+
 PROFILES = {
     "smoke": {
         "width": 2, "latent": 8, "n_variants": 2, "batch_size": 4, "steps": 4, "lr_rise": 2, "lr_per": "batch",
         "resnet_width": 2, "resnet_steps": 2, "blocks": 2, "robustness": ("blood",),
     },
-    "cpu": {
-        "width": 8, "latent": 64, "n_variants": 2, "batch_size": 32, "steps": 200, "lr_rise": 50, "lr_per": "batch",
-        "betas": (0.8, 0.99), "grey_start": True, "resnet_width": 8, "resnet_steps": 120,
-    },
+    "cpu": SMALL,
+    "study": SMALL,
     "paper": {"workers": 8},
 }  # fmt: skip
 
 VARIANTS = {
     "corrupted": {"method": "none"},
+    "mean": {"method": "mean"},
+    "pca": {"method": "pca"},
     "ae": {"method": "ae"},
     "ae_wide": {"method": "ae", "code_factor": 2},
     "resnet": {"method": "resnet"},
@@ -95,20 +101,21 @@ VARIANTS = {
 class KnownTables:
     """Name, channels and number of classes of each network's data set. Part of the checkpoint."""
 
-    def __init__(self, tables: dict | None = None):
-        self.tables = {name: [table.channels, table.classes] for name, table in (tables or {}).items()}
+    def __init__(self, tables: dict):
+        self.tables = {name: [table.channels, table.classes] for name, table in tables.items()}
 
     def state_dict(self) -> dict:
         return dict(self.tables)
 
     def load_state_dict(self, state: dict) -> None:
-        self.tables = dict(state)
+        if state != self.tables:
+            raise ValueError(f"it was trained on {state}, and the data are {self.tables}")
 
 
 def build_model(config: Config, channels: int, classes: int):
     """The network of a configuration, on the CPU; None if it has none."""
+    from papers.unoranic.baselines import Classifiers
     from papers.unoranic.model import AutoEncoder, UnOranic
-    from papers.unoranic.resnet import Classifiers
 
     sizes = (config.side, config.linear_updown, config.grey_start)
     if config.method == "unoranic":
@@ -204,9 +211,9 @@ def train(config: Config) -> None:
     for name, table in tables.items():
         model = build_model(config, table.channels, table.classes)
         if model is not None:
-            models[name] = run.prepare(model)
+            models[name] = run.prepare(gpu.initialise_by_name(model, config.seed))
             betas = (0.9, 0.999) if config.method == "resnet" else config.betas
-            optimizers[name] = torch.optim.Adam(models[name].parameters(), betas=betas)
+            optimizers[name] = torch.optim.Adam(models[name].parameters(), betas=betas, fused=True)
     objects = {f"optimizer_{name}": optimizer for name, optimizer in optimizers.items()}
     run.restore(tables=KnownTables(tables), **objects)
 

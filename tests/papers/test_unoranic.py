@@ -13,11 +13,12 @@ from PIL import Image
 from scipy import ndimage
 from skimage.draw import line as draw_line
 
+from papers.unoranic import baselines, corruptions, data, eval, methods, model, revision, scores, train
 from papers.unoranic import common_corruptions as common
-from papers.unoranic import corruptions, data, eval, model, resnet, scores, train
 from shared import nifti
 from shared.cli import configure
 from shared.errors import InputError
+from shared.gpu import initialise_by_name
 
 
 def pictures(count=5, channels=3, side=28, seed=0):
@@ -43,17 +44,18 @@ def uniforms(count=5, seed=1):
 
 
 def opencv_gaussian(size):
-    sigma = 0.3 * ((size - 1) * 0.5 - 1) + 0.8
-    weights = [math.exp(-((k - size // 2) ** 2) / (2 * sigma**2)) for k in range(size)]
-    return np.array(weights) / sum(weights)
+    """What cv2.getGaussianKernel(size, 0) prints; for 3 and 5 pixels the binomial coefficients."""
+    if size < 7:
+        return np.array([math.comb(size - 1, k) for k in range(size)]) / 2 ** (size - 1)
+    return np.array([0.03125, 0.109375, 0.21875, 0.28125, 0.21875, 0.109375, 0.03125])
 
 
 def test_gaussian_blur():
     images, u = pictures(), uniforms()
-    u[:3, 0] = torch.tensor([0.1, 0.5, 0.99])
+    u[:4, 0] = torch.tensor([0.1, 0.3, 0.7, 0.99])
     found = one("gaussian_blur", images, u)
     for k in range(len(images)):
-        size = 3 + 2 * int(u[k, 0] * 3)
+        size = [3, 5, 5, 7, 7][int(u[k, 0] * 5)]  # 3 to 7 in Albumentations 1.3, even ones enlarged
         expected = images[k].numpy()
         for axis in (1, 2):
             expected = ndimage.correlate1d(expected, opencv_gaussian(size), axis=axis, mode="mirror")
@@ -142,17 +144,28 @@ def contrast_without_rounding(x, factor):
     return (factor * x + (1 - factor) * luma.mean()).clamp(0, 1)
 
 
+def area_average(line, edges):
+    """Means of a line of pixels over the intervals between neighbouring edges, by a fine grid."""
+    fine = 2000
+    values = np.repeat(line, fine, axis=0)
+    places = [round(edge * fine) for edge in edges]
+    return np.array([values[low:high].mean(0) for low, high in zip(places, places[1:])])
+
+
 def test_downscale():
+    """OpenCV's INTER_AREA both ways: a reduced pixel covers 1 / scale pixels, whose number is rounded."""
     images, u = pictures(), uniforms()
     u[:2, 0] = torch.tensor([0.0, 0.999])
     found = one("downscale", images, u)
     for k in range(5):
-        size = int((0.5 + 0.4 * float(u[k, 0])) * 28)
+        scale = 0.5 + 0.4 * float(u[k, 0])
+        size = round(28 * scale)
         for c in range(3):
-            fine = np.kron(images[k, c].numpy().astype(float), np.ones((size, size)))
-            small = fine.reshape(size, 28, size, 28).mean((1, 3))
-            index = ((np.arange(28) + 0.5) * size / 28).astype(int)
-            np.testing.assert_allclose(found[k, c], small[np.ix_(index, index)], atol=1e-5)
+            image = images[k, c].numpy().astype(float)
+            for _ in range(2):  # along rows, then along columns
+                small = area_average(image, [min(place / scale, 28) for place in range(size + 1)])
+                image = area_average(small, [place * size / 28 for place in range(29)]).T
+            np.testing.assert_allclose(found[k, c], image, atol=1e-3)
 
 
 def test_pointwise_corruptions():
@@ -436,7 +449,38 @@ def test_sizes_are_the_papers():
     assert round(count(network.anatomy_encoder) / 1e6, 2) == round(count(network.anatomy_decoder) / 1e6, 2) == 1.45
     assert round(count(network.decoder) / 1e6, 2) == 2.27
     assert round(count(model.AutoEncoder(3)) / 1e6, 2) == 2.89
-    assert count(resnet.ResNet18(3, 8)) == 11_172_936  # torchvision's layers, 3x3 stem, 8 classes
+
+
+def test_resnet_is_torchvisions_with_a_small_stem():
+    from torchvision.models import resnet18
+
+    theirs = resnet18(num_classes=8)
+    theirs.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    theirs.maxpool = torch.nn.Identity()
+    mine = baselines.resnet18(3, 8)
+    assert count(mine) == count(theirs) == 11_172_936
+    weights = list(theirs.state_dict().values())
+    assert [value.shape for value in weights] == [value.shape for value in mine.state_dict().values()]
+    mine.load_state_dict(dict(zip(mine.state_dict(), weights)))
+    images = pictures(4)
+    for mode in (True, False):
+        mine.train(mode)
+        theirs.train(mode)
+        assert torch.equal(mine(images), theirs(images))
+    assert baselines.Classifiers(1, 5, width=8)(images[:, :1], images[:, :1])[0].shape == (4, 5)
+
+
+def test_principal_components_and_mean_image():
+    from sklearn.decomposition import PCA
+
+    training, images = pictures(40, 1, side=8), pictures(6, 1, side=8, seed=1)
+    reference = PCA(5).fit(training.flatten(1).numpy())
+    embedding, found = baselines.PrincipalComponents(training, 5)(images)
+    expected = reference.inverse_transform(reference.transform(images.flatten(1).numpy()))
+    np.testing.assert_allclose(found.flatten(1), expected, atol=1e-4)
+    np.testing.assert_allclose(np.abs(embedding), np.abs(reference.transform(images.flatten(1).numpy())), atol=1e-4)
+    assert baselines.PrincipalComponents(training, 5000).components.shape == (39, 64)
+    assert torch.allclose(baselines.MeanImage(training)(images)[1], training.mean(0).expand(6, -1, -1, -1))
 
 
 def test_shapes_of_all_stages():
@@ -455,8 +499,11 @@ def test_shapes_of_all_stages():
 
 
 def test_released_activation_and_grey_start():
-    assert not any(isinstance(part[2], torch.nn.LeakyReLU) for part in model.Encoder(1, linear=True).layers[1::2])
-    decoder = model.Decoder(1, grey_start=True)
+    for linear in (True, False):
+        encoder = model.Encoder(1, linear=linear)
+        assert all(isinstance(part[2], torch.nn.LeakyReLU) != linear for part in encoder.layers[1::2])
+    assert settings().linear_updown, "the released code computes the identity"
+    decoder = initialise_by_name(model.Decoder(1, grey_start=True), 0)
     images = decoder(torch.randn(64, 256)).detach()
     assert images.mean() == pytest.approx(0.5, abs=0.1) and 0.1 < images.std() < 0.25
 
@@ -576,23 +623,38 @@ def test_auc_of_several_classes_is_the_macro_mean():
 
 
 def test_probe_is_logistic_regression():
-    from sklearn.linear_model import LogisticRegression
-
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 90)
     embeddings = rng.normal(size=(90, 5)) * [1, 10, 0.1, 1, 1] + labels[:, None] * 0.3
     probe = scores.fit(torch.from_numpy(embeddings), torch.from_numpy(labels), 3, 0.01)
     scaled = (embeddings - embeddings.mean(0)) / embeddings.std(0, ddof=1)
-    reference = LogisticRegression(C=1 / (0.01 * 90), tol=1e-8, max_iter=1000).fit(scaled, labels)
+    weights = probe.weight.clone().requires_grad_(), probe.bias.clone().requires_grad_()
+    logits = F.linear(torch.from_numpy(scaled), *weights)
+    loss = F.cross_entropy(logits, torch.from_numpy(labels)) + 0.01 / 2 * weights[0].square().sum()
+    for gradient in torch.autograd.grad(loss, weights):  # at the minimum of the penalised loss
+        assert gradient.abs().max() < 1e-4
+
+
+def test_probe_of_two_classes():
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 60)
+    embeddings = rng.normal(size=(60, 4)) + labels[:, None] * 0.5
+    probe = scores.fit(torch.from_numpy(embeddings), torch.from_numpy(labels), 2, 0.01)
+    scaled = (embeddings - embeddings.mean(0)) / embeddings.std(0, ddof=1)
+    reference = LogisticRegression(C=1 / (0.01 * 60), tol=1e-8).fit(scaled, labels)
     found = probe(torch.from_numpy(embeddings)).softmax(1)
-    np.testing.assert_allclose(found, reference.predict_proba(scaled), atol=2e-3)
+    np.testing.assert_allclose(found, reference.predict_proba(scaled), atol=1e-4)
+    one = scores.fit(torch.from_numpy(embeddings), torch.zeros(60, dtype=torch.long), 2, 0.01)
+    assert one(torch.from_numpy(embeddings)).softmax(1)[:, 0].min() > 0.999
 
 
 def test_probe_takes_the_penalty_that_validates_best():
     pair = torch.randn(40, 30), torch.randint(0, 2, (40,))
     chosen = scores.fit_probe(pair, (torch.randn(40, 30), torch.randint(0, 2, (40,))), 2)
     strongest = scores.fit(*pair, 2, max(scores.STRENGTHS))
-    assert torch.equal(chosen.linear.weight, strongest.linear.weight)  # noise: the strongest overfits least
+    assert torch.equal(chosen.weight, strongest.weight)  # noise: the strongest overfits least
 
 
 def test_block_means():
@@ -611,8 +673,8 @@ def test_psnr():
     prediction = truth.clone()
     prediction[0] += 0.1
     prediction[1] = 7.0  # clipped to 1
-    assert eval.psnr(prediction, truth).tolist() == pytest.approx([20.0, 10 * math.log10(4)], rel=1e-4)
-    assert eval.psnr(truth, truth).tolist() == [eval.MOST_PSNR] * 2
+    assert revision.psnr(prediction, truth).tolist() == pytest.approx([20.0, 10 * math.log10(4)], rel=1e-4)
+    assert revision.psnr(truth, truth).tolist() == [revision.MOST_PSNR] * 2
 
 
 # --- data ------------------------------------------------------------------------------------------------
@@ -642,13 +704,18 @@ def test_tables_are_read_as_published(tmp_path):
     assert list(data.read_tables(tmp_path, ("breast",))) == ["breast"]
     with pytest.raises(InputError, match="blood"):
         data.read_tables(tmp_path, ("blood",))
+    write_table(tmp_path / "breast.npz")
+    with pytest.raises(InputError, match="'breast' comes 2 times"):
+        data.read_tables(tmp_path)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"test_labels": None},
-        {"train_images": np.zeros((12, 28, 28), np.float32)},
+        {"train_images": np.full((12, 28, 28), 0.5, np.float32)},
+        {"train_images": np.full((12, 28, 28), 300)},
+        {"test_labels": np.array([0, 1, 2, 0, 1, 9])},
         {"train_images": np.zeros((12, 28, 28, 28), np.uint8)},
         {"train_images": np.zeros((12, 28, 20), np.uint8)},
         {"train_images": np.zeros((12, 14, 14), np.uint8)},
@@ -693,9 +760,9 @@ def test_unoranic_learns_to_undo_inversion(tmp_path):
         optimizer.zero_grad()
     with torch.no_grad():
         found = network(1 - images)
-    undone = eval.psnr(found.restored, images).mean()
-    assert undone > eval.psnr(1 - images, images).mean() + 6
-    assert eval.psnr(found.reconstruction, 1 - images).mean() > 12
+    undone = revision.psnr(found.restored, images).mean()
+    assert undone > revision.psnr(1 - images, images).mean() + 6
+    assert revision.psnr(found.reconstruction, 1 - images).mean() > 12
 
 
 @pytest.fixture(scope="module")
@@ -739,18 +806,28 @@ def test_own_pictures_are_cropped_and_averaged(tmp_path):
     image = np.zeros((56, 84), np.uint8)
     image[:, 14:70] = 200
     Image.fromarray(image).save(tmp_path / "film.png")
-    assert torch.allclose(eval.read_own_image(tmp_path / "film.png", 28, None), torch.full((1, 1, 28, 28), 200 / 255))
+    assert torch.allclose(data.read_own_image(tmp_path / "film.png", 28, None), torch.full((1, 1, 28, 28), 200 / 255))
     volume = np.zeros((40, 30, 3), np.float32)
-    volume[30:, :, 1] = 5.0  # bright at the end of the first axis: on the right of the picture
-    nifti.save(tmp_path / "scan.nii.gz", volume, affine=np.eye(4))
-    found = eval.read_own_image(tmp_path / "scan.nii.gz", 28, None)[0, 0]
-    assert found[:, -3:].min() == 1 and found[:, 0].max() == 0
+    volume[30:, :, 1] = 5.0  # bright at the end of the first axis, which runs to the left: on the right of the picture
+    volume[:, 25:, 1] += 5.0  # and at the back: below
+    nifti.save(tmp_path / "scan.nii.gz", volume, affine=np.diag([-1.0, -1, 1, 1]))
+    found = data.read_own_image(tmp_path / "scan.nii.gz", 28, None)[0, 0]
+    assert found[-3:, -3:].min() == 1 and found[:20, 0].max() == 0 and found[-1, 0] == 0.5
+    for flips in ((-1, 1, 1), (1, -1, 1), (-1, -1, -1)):  # stored the other way round
+        turned = np.diag([-1.0, -1, 1, 1]) @ np.diag([*map(float, flips), 1])
+        turned[:3, 3] = np.diag([-1.0, -1, 1]) @ [(n - 1) * (f < 0) for n, f in zip(volume.shape, flips)]
+        other = volume[tuple(np.s_[::f] for f in flips)]
+        nifti.save(tmp_path / "other.nii.gz", np.ascontiguousarray(other), affine=turned)
+        assert torch.equal(data.read_own_image(tmp_path / "other.nii.gz", 28, None)[0, 0], found)
+    nifti.save(tmp_path / "flat.nii.gz", np.ones((40, 30, 3), np.float32), affine=np.eye(4))
+    with pytest.raises(InputError, match="flat.nii.gz"):
+        data.read_own_image(tmp_path / "flat.nii.gz", 28, None)
     for name, slice in (("scan.nii.gz", 9), ("absent.png", None)):
         with pytest.raises(InputError, match=name):
-            eval.read_own_image(tmp_path / name, 28, slice)
+            data.read_own_image(tmp_path / name, 28, slice)
     Image.fromarray(np.zeros((20, 90), np.uint8)).save(tmp_path / "small.png")
     with pytest.raises(InputError, match="small.png"):
-        eval.read_own_image(tmp_path / "small.png", 28, None)
+        data.read_own_image(tmp_path / "small.png", 28, None)
 
 
 def test_apply_refuses_what_does_not_fit(checkpoint, tmp_path):
@@ -759,6 +836,40 @@ def test_apply_refuses_what_does_not_fit(checkpoint, tmp_path):
         eval.apply(checkpoint, tmp_path / "film.png", tmp_path / "out.png", device="cpu", dataset="retina")
     with pytest.raises(InputError, match="out.nii"):
         eval.apply(checkpoint, tmp_path / "film.png", tmp_path / "out.nii", device="cpu")
+
+
+def test_files_beside_the_output_do_not_overwrite_the_input(checkpoint, tmp_path):
+    Image.fromarray(np.arange(1600, dtype=np.uint8).reshape(40, 40)).save(tmp_path / "film_faithful.png")
+    with pytest.raises(InputError, match="film_faithful.png"):
+        eval.apply(checkpoint, tmp_path / "film_faithful.png", tmp_path / "film.png", device="cpu")
+
+
+def test_methods_without_training(checkpoint, tmp_path):
+    """What they give back, and that restoring is measured against the clean image."""
+    folder = checkpoint.parent.parent
+    for variant in ("corrupted", "mean", "pca"):
+        config = configure(
+            train.Config, train.PROFILES, train.VARIANTS, "smoke", variant, data=folder, out=tmp_path / variant
+        )
+        train.train(config)
+        method = methods.methods_of(folder, tmp_path / variant / "checkpoint.pt", torch.device("cpu"))["breast"]
+        images, negative = method.table.test.images, 1 - method.table.test.images
+        expected = {"corrupted": negative, "mean": method.table.train.images.mean(0).expand_as(images)}
+        if variant in expected:
+            assert torch.allclose(method.outputs(negative)[2], expected[variant])
+            found = revision.revision(method)["revised_inversion"]
+            assert torch.allclose(found, revision.psnr(expected[variant], images))
+        assert set(eval.image_values(method)) <= set(eval.columns())
+
+
+def test_variants_see_the_same_corruption_of_s():
+    split = data.Split(pictures(3), torch.zeros(3, dtype=torch.long))
+    items = []
+    for copies in (1, 3):
+        torch.manual_seed(5)
+        items.append(data.CorruptedImages(split, copies)[0])
+    for name in corruptions.Draws._fields:
+        assert torch.equal(items[0][name][0], items[1][name][0])
 
 
 def test_other_data_sets_are_refused(checkpoint, tmp_path):
