@@ -77,8 +77,8 @@ SMALL = {
 
 PROFILES = {
     "smoke": {
-        "width": 2, "latent": 8, "n_variants": 2, "batch_size": 4, "steps": 4, "lr_rise": 2, "lr_per": "batch",
-        "resnet_width": 2, "resnet_steps": 2, "blocks": 2, "robustness": ("blood",),
+        "width": 2, "latent": 8, "n_variants": 2, "batch_size": 4, "steps": 4, "lr_rise": 2, "lr_max": 3e-4,
+        "lr_per": "batch", "resnet_width": 2, "resnet_steps": 2, "blocks": 2, "robustness": ("blood",),
     },
     "cpu": SMALL,
     "study": SMALL,
