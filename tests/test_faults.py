@@ -30,7 +30,7 @@ from tests.conftest import proposed
 from tests.faults import Damage, damage_variants, relations
 from tests.test_contract import each_paper, module
 
-NOT_YET = {"cgc", "dkuxnet"}
+NOT_YET = {"dkuxnet"}
 """papers whose data.py has not been adapted to `shared.readers` and `shared.photo`"""
 NOT_YET_APPLY = {"sr4zct"}
 """papers whose `apply` has not"""

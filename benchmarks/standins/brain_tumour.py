@@ -1,10 +1,10 @@
 """Multi-modal MRI of a brain phantom after brain extraction, healthy or with a glioma.
 
 The healthy part stands alone: `healthy_brain` gives tissue labels (folded cortex, white matter, ventricles, deep
-nuclei, cerebellum, brainstem) that differ from case to case; `add_gliosis` adds the periventricular caps and the
-white-matter spots of age; `signal` turns tissues into MR signal by the equations of the sequences; `acquire`
-adds partial volume, receive field and Rician noise. `plan_glioma` and `add_glioma` grow a tumour with necrosis,
-enhancing rim and infiltrating oedema; `healthy_brain` pushes the anatomy aside for it.
+nuclei, cerebellum, brainstem) that differ from case to case; `add_gliosis` adds scars and white-matter spots;
+`signal` turns tissues into MR signal by the equations of the sequences; `acquire` adds partial volume, receive field
+and Rician noise. `plan_glioma` and `add_glioma` grow a tumour with necrosis, enhancing rim and infiltrating oedema;
+`healthy_brain` pushes the anatomy aside for it.
 
 All arrays are (x, y, z) in RAS order, all lengths in mm, the origin in the middle of the brain. Everything random
 comes from the `numpy.random.Generator` that is handed in.
@@ -30,7 +30,7 @@ RELAXATION = np.array(
         [880, 62, 0.74, 0.02],  # pallidum: iron shortens T2
         [1050, 88, 0.77, 0.02],  # cerebellar folia: white and grey too fine to tell apart
         [420, 85, 0.62, 0.15],  # scalp, dura and fat that brain extraction has left
-        [1050, 132, 0.81, 0.02],  # gliosis: caps and spots
+        [1050, 132, 0.81, 0.02],  # gliosis: scars and spots
         [1500, 156, 0.88, 0.03],  # oedema and infiltration
         [1500, 150, 0.87, 0.55],  # enhancing rim
         [2400, 300, 0.94, 0.03],  # necrosis
@@ -241,22 +241,22 @@ def healthy_brain(rng, grid: Grid, glioma: Glioma | None = None) -> Brain:
 
 
 def add_gliosis(rng, brain: Brain) -> np.ndarray:
-    """Fraction (X, Y, Z) of gliotic tissue in white matter: caps at the ventricles' horns, and spots.
+    """Fraction (X, Y, Z) of gliotic tissue in white matter: scars and small spots, each at a place of its own.
 
-    Both are bright on FLAIR and T2 like oedema, and neither is a tumour. The load differs from case to case.
+    They are bright on FLAIR and T2 like oedema, and none is a tumour. Number, size and places differ from case to
+    case. What would lie at the same place in every brain, caps at the horns of the ventricles, is left out: an error
+    that all proposals share could not be told from the lesion by anything that is trained on them.
     """
-    grid, load = brain.grid, rng.uniform(0.2, 1.2)
-    y = grid.axis(1)[None, :, None]
-    thickness = (1.0 + 5.0 * load) * (0.35 + 0.65 * np.clip(np.abs(y + 8) / 36, 0, 1) ** 2)
-    thickness = thickness * (1 + 0.35 * smooth_noise(rng, grid, 25.0))
-    fraction = expit((thickness - brain.ventricle_distance) / 0.8)
+    load = rng.uniform(0.2, 1.2)
+    radii = [rng.uniform(1.5, 2.5 + 2.0 * load) for _ in range(int(rng.integers(2, 6 + int(14 * load))))]  # spots
+    radii += [rng.uniform(5.0, 10.0) for _ in range(int(rng.integers(0, 5)))]  # scars
+    fraction = np.zeros(brain.grid.shape, np.float32)
     places = np.argwhere((brain.tissue == WHITE) & (brain.depth > 8))
-    axes = [grid.axis(number) for number in range(3)]
-    for place in places[rng.integers(0, len(places), int(rng.integers(2, 6 + int(14 * load))))]:
-        radius = rng.uniform(1.5, 2.5 + 2.0 * load)
-        window = tuple(
-            slice(max(0, int(c - 3 * radius / grid.voxel_mm)), int(c + 3 * radius / grid.voxel_mm) + 1) for c in place
-        )
+    axes = [brain.grid.axis(number) for number in range(3)]
+    for radius in radii:
+        place = places[rng.integers(len(places))]
+        reach = 3 * radius / brain.grid.voxel_mm
+        window = tuple(slice(max(0, int(c - reach)), int(c + reach) + 1) for c in place)
         offsets = [(axes[i][window[i]] - axes[i][place[i]]) / (radius * rng.uniform(0.7, 1.4)) for i in range(3)]
         distance = np.sqrt(sum(np.square(part) for part in np.ix_(*offsets)))
         fraction[window] = np.maximum(fraction[window], expit(4 * (1 - distance)))

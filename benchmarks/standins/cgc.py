@@ -1,23 +1,21 @@
 """Stand-in for BraTS 2018, in its published layout: simulated brains with gliomas (`brain_tumour`).
 
-    python -m benchmarks.standins.cgc --out data/cgc --size cpu --seed 0
-
     OUT/{HGG,LGG}/<ID>/<ID>_{t1,t1ce,t2,flair,seg}.nii.gz
 
-What makes a proposal from intensities wrong in a structured way is simulated too: periventricular caps and
-white-matter spots that are as bright as oedema, remnants of scalp at the edge, a receive field of up to 25 %,
-partial volume, oedema that fades out, Rician noise.
+What makes a proposal from intensities wrong is simulated too: scars and white-matter spots that are as bright as
+oedema, remnants of scalp at the edge, a receive field of up to 25 %, partial volume, oedema that fades out, Rician
+noise. All of it differs between cases in place and strength, and so do the errors of the proposal.
 """
 
-import os
-import shutil
-import tempfile
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Size = Literal["smoke", "cpu", "paper"]
+from shared.files import complete_or_absent
+
+Size = Literal["smoke", "cpu", "study", "paper"]
 
 
 @dataclass(frozen=True)
@@ -29,45 +27,37 @@ class Setting:
     cases: int
 
 
-SETTINGS = {"smoke": Setting(6.0, 2, 6), "cpu": Setting(3.0, 2, 24), "paper": Setting(1.0, 1, 60)}
+SMALL = Setting(4.0, 2, 42)  # a region of 16 x 24 x 24 voxels covers the 64 x 96 x 96 mm of the paper profile
+SETTINGS = {"smoke": Setting(6.0, 2, 6), "cpu": SMALL, "study": SMALL, "paper": Setting(1.0, 1, 60)}
 FIELD_OF_VIEW_MM = (240, 240, 156)
 BRAIN_MM = (156, 192, 156)  # the phantom is simulated in this box only
 
 
-def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
-    """Writes the data set to `out`, which appears only when it is complete.
+def generate(out: Path, seed: int = 0, size: Size = "cpu") -> dict:
+    """Write the data set to `out`; nothing is left there if it fails.
 
     Args:
-        out: folder to create; must not exist or be empty.
+        out: folder to create.
         seed: of everything random. A case depends only on seed, size and its number.
-        size: "smoke" (6 mm), "cpu" (3 mm) or "paper" (1 mm).
+        size: smoke (6 mm), cpu, study (the same as cpu, 4 mm) or paper (1 mm).
 
     Returns:
-        out.
-
-    Raises:
-        InputError: an unknown size, or `out` already holds something.
+        note on what was made, also in `standin.json`.
     """
-    from shared.errors import InputError
-
-    out = Path(out)
-    if size not in SETTINGS:
-        raise InputError(f"unknown size {size!r}: choose one of {', '.join(SETTINGS)}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} already exists and isn't empty: choose another folder or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    setting = SETTINGS[size]
+    note = {
+        "name": "Simulated multi-modal MRI of brains with gliomas",
+        "stands_in_for": "BraTS 2018",
+        "seed": seed,
+        "size": size,
+        "cases": setting.cases,
+        "cannot_show": ["the variety of real tumours and scanners", "CT", "an absolute Dice"],
+    }
+    with complete_or_absent(out) as folder:
         with ThreadPoolExecutor(2) as pool:  # a case draws from a generator of its own
-            cases = SETTINGS[size].cases
-            list(pool.map(lambda number: _write_case(unfinished, SETTINGS[size], number, seed), range(cases)))
-        unfinished.chmod(0o755)  # mkdtemp makes it private
-        if out.exists():
-            out.rmdir()
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return out
+            list(pool.map(lambda number: _write_case(folder, setting, number, seed), range(setting.cases)))
+        (folder / "standin.json").write_text(json.dumps(note, indent=2) + "\n", "utf-8")
+    return note
 
 
 def simulate(setting: Setting, number: int, seed: int):
@@ -105,25 +95,3 @@ def _write_case(root: Path, setting: Setting, number: int, seed: int) -> None:
         volume = np.zeros(shape, values.dtype)
         volume[box] = values
         nifti.save(folder / f"{name}_{kind}.nii.gz", volume[::-1, ::-1], affine=affine)
-
-
-def main() -> None:
-    import tyro
-
-    from shared.cli import run_main
-
-    def write(out: Path, seed: int = 0, size: Size = "cpu") -> None:
-        """Writes a stand-in data set for CGC.
-
-        Args:
-            out: folder to create.
-            seed: of everything random.
-            size: smoke (6 mm), cpu (3 mm) or paper (1 mm).
-        """
-        print(generate(out, seed, size))
-
-    run_main(lambda: tyro.cli(write))
-
-
-if __name__ == "__main__":
-    main()

@@ -7,6 +7,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
+from papers.cgc.brightness import bright_channel
 from papers.cgc.data import Case
 
 
@@ -51,16 +52,7 @@ def residual(case: Case, reconstruction: Tensor) -> np.ndarray:
 
     Smoothed by a 3³ median, and 0 at the edge of the brain, where reconstructions are always poor.
     """
-    channel = case.modalities.index("flair" if "flair" in case.modalities else "ct")
+    channel = bright_channel(case.modalities)
     difference = (case.image[channel] - reconstruction[channel]).clamp(min=0).numpy()
     inner = ndimage.binary_erosion(case.brain.numpy())
     return ndimage.median_filter(difference * inner, 3) * inner
-
-
-def threshold_without_labels(residuals: list[np.ndarray], brains: list[np.ndarray], fraction: float) -> float:
-    """The threshold at which the residuals of the training volumes mark `fraction` of their brains.
-
-    The paper does not say how it sets the threshold; the fraction that P has is what can be known without labels.
-    """
-    values = np.concatenate([r[b] for r, b in zip(residuals, brains)])
-    return float(np.quantile(values, 1 - fraction))

@@ -1,4 +1,4 @@
-"""Reads BraTS and CT in their layouts, and samples a lesion and a normal region per volume (M3).
+"""Reads BraTS and CT in their layouts.
 
     DATA/{HGG,LGG}/<ID>/<ID>_{t1,t1ce,t2,flair,seg}.nii.gz     BraTS 2018, skull-stripped, background 0
     DATA/<ID>/{ct,seg}.nii.gz                                  head CT in HU after brain extraction, background <= 0
@@ -9,6 +9,7 @@ the box around the brain.
 """
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from torch.utils.data import Dataset
 
 from shared import nifti, resample
 from shared.errors import InputError
+from shared.files import refuse_duplicates
+from shared.finite import finite
 
 MODALITIES = ("t1", "t1ce", "t2", "flair")
 GRADES = ("HGG", "LGG")
@@ -66,12 +69,14 @@ def find_cases(root: Path) -> list[Path]:
     if not root.is_dir():
         raise InputError(f"{root}: there is no such folder; it should hold HGG/ and LGG/ of BraTS, or <ID>/ct.nii.gz")
     found = [path for grade in GRADES for path in sorted((root / grade).glob("*")) if path.is_dir()]
-    found = found or [path.parent for path in sorted(root.glob("*/ct.nii.gz"))]
+    if not found:
+        found = sorted({path.parent for kind in ("ct", "seg") for path in root.glob(f"*/{kind}.nii.gz")})
     if len(found) < 2:
         raise InputError(
             f"{root}: expected at least two cases as {{HGG,LGG}}/<ID>/<ID>_flair.nii.gz or <ID>/ct.nii.gz, "
             f"found {len(found)}"
         )
+    refuse_duplicates([path.name for path in found], f"cases in {root}")
     return sorted(found, key=lambda path: path.name)
 
 
@@ -127,21 +132,17 @@ def read_case(files: dict[str, Path], name: str, least: tuple[int, int, int] = (
         least: the box is enlarged (or the volume padded with 0) to at least this size (z, y, x).
 
     Raises:
-        InputError: a file is missing, truncated or not 3-D, has NaN or another grid than the others, is empty, or
-            the brain has not been extracted.
+        InputError: a file is missing, truncated or not 3-D, has NaN or another grid than the others, is empty or
+            constant, or the brain has not been extracted.
     """
     first = max(files, key=lambda modality: modality in ("flair", "ct"))
     original = nifti.load(files[first], ndim=3, dtype=np.float32)
     whole = resample.to_ras(original)
     volumes = {}
     for modality, path in files.items():
-        image = whole if modality == first else resample.to_ras(nifti.load(path, ndim=3, dtype=np.float32))
-        if image.shape != whole.shape or not np.allclose(image.affine, whole.affine, atol=1e-2):
-            raise InputError(
-                f"{path}: the grid differs from that of {files[first]} ({image.shape} and {whole.shape} voxels); "
-                "register and resample the modalities to one grid"
-            )
-        volumes[modality] = np.ascontiguousarray(image.data.transpose(2, 1, 0))
+        image = original if modality == first else nifti.load(path, ndim=3, dtype=np.float32)
+        on_grid = resample.to_ras(resample.on_grid_of(image, original))
+        volumes[modality] = np.ascontiguousarray(on_grid.data.transpose(2, 1, 0))
     if first == "ct":
         brain = _brain_of_ct(volumes["ct"], files["ct"])
         volumes["ct"] = np.clip(volumes["ct"], *CT_WINDOW)
@@ -156,10 +157,12 @@ def read_case(files: dict[str, Path], name: str, least: tuple[int, int, int] = (
     box = tuple(slice(int(i.min()), int(i.max()) + 1) for i in np.nonzero(brain))
     brain = brain[box]
     channels = []
-    for volume in volumes.values():
-        inside = volume[box][brain]
-        values = (volume[box] - inside.mean()) / max(float(inside.std()), 1e-6)
-        channels.append(np.where(brain, values, 0).astype(np.float32))
+    for modality, volume in volumes.items():
+        inside = volume[box][brain].astype(np.float64)
+        if not inside.std() > 0:
+            raise InputError(f"{files[modality]}: expected an image, but all voxels of the brain are {inside[0]:g}")
+        values = np.where(brain, (volume[box] - inside.mean()) / inside.std(), 0)
+        channels.append(finite(values.astype(np.float32), f"{files[modality]}: the normalised image"))
     image, brain = torch.from_numpy(np.stack(channels)), torch.from_numpy(brain)
     missing = [max(0, n - have) for n, have in zip(least, brain.shape)]
     if any(missing):  # at the end of each axis; `uncrop` takes it off again
@@ -185,20 +188,30 @@ def _brain_of_ct(volume: np.ndarray, path: Path) -> np.ndarray:
     return ndimage.binary_fill_holes(pieces == largest)
 
 
+def on_box(image: nifti.Image, case: Case) -> Tensor:
+    """Where a mask of a case is above 0, cut like its image: bool (D, H, W).
+
+    Raises:
+        InputError: its voxels are not those of the image.
+    """
+    voxels = resample.to_ras(resample.on_grid_of(image, case.original)).data.transpose(2, 1, 0)
+    cut = torch.from_numpy(np.ascontiguousarray(voxels[case.box] > 0))
+    padding = [part for have, n in zip(reversed(cut.shape), reversed(case.brain.shape)) for part in (0, n - have)]
+    return F.pad(cut, padding)
+
+
 def read_lesion(folder: Path, case: Case) -> Tensor:
     """The true lesion (whole tumour, label > 0) of a case as bool (D, H, W), cut like its image. For scores only.
 
     Raises:
-        InputError: the label is missing, broken, of another grid, or has unknown values.
+        InputError: the label is missing, broken, of another grid, has unknown values, or no lesion.
     """
     folder = Path(folder)
     path = folder / ("seg.nii.gz" if case.modalities == ("ct",) else f"{folder.name}_seg.nii.gz")
-    label = resample.to_ras(nifti.load_labels(path, LABELS, ndim=3))
-    if label.shape != case.whole.shape:
-        raise InputError(f"{path}: expected the grid of the image, {case.whole.shape}, found {label.shape}")
-    cut = torch.from_numpy(np.ascontiguousarray(label.data.transpose(2, 1, 0)[case.box] > 0))
-    padding = [part for have, n in zip(reversed(cut.shape), reversed(case.brain.shape)) for part in (0, n - have)]
-    return F.pad(cut, padding)
+    lesion = on_box(nifti.load_labels(path, LABELS, ndim=3), case)
+    if not lesion.any():
+        raise InputError(f"{path}: expected a lesion, but no voxel of the brain is one; leave this case out")
+    return lesion
 
 
 class Volumes(Dataset):
@@ -238,159 +251,10 @@ class Volumes(Dataset):
             self._cache[index], self._cached_bytes = case, self._cached_bytes + size
         return case
 
+    def cases(self) -> Iterator[Case]:
+        """All of them, one after the other."""
+        return (self[index] for index in range(len(self)))
+
     def lesion(self, index: int) -> Tensor:
         """The true lesion of a case, (D, H, W) bool. For scores and for the supervised upper bound only."""
         return read_lesion(self.folders[index], self[index])
-
-
-# --- regions (M3) ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class RegionRule:
-    """Size of a region and what makes it a lesion or a normal one."""
-
-    size: tuple[int, int, int]
-    """voxels (z, y, x)"""
-    lesion_coverage: float = 0.02
-    """P covers at least this fraction of a lesion region"""
-    normal_coverage: float = 0.001
-    """P covers at most this fraction of a normal region"""
-    brain_coverage: float = 0.6
-    """the brain covers at least this fraction of a normal region"""
-    tries: int = 20
-    """positions that are looked at"""
-
-
-def _draw(count: int) -> int:
-    return int(torch.randint(count, ()))
-
-
-def _start_around(centre: Tensor, size, shape) -> tuple[int, ...]:
-    return tuple(min(max(int(c) - n // 2, 0), whole - n) for c, n, whole in zip(centre, size, shape))
-
-
-def _cut(start, size) -> tuple[slice, ...]:
-    return tuple(slice(s, s + n) for s, n in zip(start, size))
-
-
-def lesion_region(mask: Tensor, brain: Tensor, rule: RegionRule, size: tuple[int, ...]) -> tuple[int, ...]:
-    """Start (z, y, x) of a region around a random voxel of the mask, moved by up to a quarter of its size.
-
-    The first of `rule.tries` positions that the mask covers enough; else the one that it covers most. Without any
-    lesion, a position in the brain.
-    """
-    inside = mask if mask.any() else brain
-    flat = inside.flatten().nonzero()[:, 0]
-    best, best_coverage = None, -1.0
-    for _ in range(rule.tries):
-        centre = torch.tensor(np.unravel_index(int(flat[_draw(len(flat))]), mask.shape))
-        shift = torch.tensor([_draw(2 * (n // 4) + 1) - n // 4 for n in size])
-        start = _start_around(centre + shift, size, mask.shape)
-        coverage = float(mask[_cut(start, size)].float().mean())
-        if coverage > best_coverage:
-            best, best_coverage = start, coverage
-        if coverage >= rule.lesion_coverage:
-            break
-    return best
-
-
-def normal_region(
-    mask: Tensor, brain: Tensor, rule: RegionRule, size: tuple[int, ...], lesion_start: tuple[int, ...] | None
-) -> tuple[int, ...]:
-    """Start (z, y, x) of a region without lesion: if possible the mirror image of the lesion region.
-
-    Else a random position; if none of `rule.tries` is free of the mask and enough inside the brain, the one that is
-    least off. (x runs from left to right, so the mirror plane is the middle of the box around the brain.)
-    """
-    flat = brain.flatten().nonzero()[:, 0]
-    candidates = []
-    if lesion_start is not None:
-        candidates.append((*lesion_start[:2], mask.shape[2] - lesion_start[2] - size[2]))
-    best, least_off = None, float("inf")
-    for attempt in range(rule.tries):
-        if attempt < len(candidates):
-            start = candidates[attempt]
-        else:
-            centre = np.unravel_index(int(flat[_draw(len(flat))]), mask.shape)
-            start = _start_around(centre, size, mask.shape)
-        place = _cut(start, size)
-        too_much = max(0.0, float(mask[place].float().mean()) - rule.normal_coverage)
-        too_little = max(0.0, rule.brain_coverage - float(brain[place].float().mean()))
-        off = 10 * too_much + too_little
-        if off < least_off:
-            best, least_off = start, off
-        if off == 0:
-            break
-    return best
-
-
-class RegionPairs(Dataset):
-    """A lesion region and a normal region of a volume, augmented (M3).
-
-    An item is a dict of float32 "image" (2, C, *size), "mask" and "brain" (2, *size), lesion region first.
-
-    Args:
-        volumes: the training cases.
-        masks: bool (D, H, W) for each: the proposal P. (For the supervised upper bound: the truth.)
-        rule: size and coverage of the regions.
-        kinds: what the two regions are: "pair", "normal" (both) or "any" (both anywhere in the brain, for networks
-            that don't use P).
-        scale, gamma, brightness: strength of the augmentation; 0 turns it off.
-        flip: mirror along each axis with probability 1/2.
-    """
-
-    def __init__(
-        self,
-        volumes: Volumes,
-        masks: list[Tensor] | None,
-        rule: RegionRule,
-        kinds: str = "pair",
-        scale: float = 0.0,
-        gamma: float = 0.0,
-        brightness: float = 0.0,
-        flip: bool = False,
-    ):
-        if kinds not in ("pair", "normal", "any"):
-            raise ValueError(f"kinds must be pair, normal or any, got {kinds!r}")
-        self.volumes, self.masks, self.rule, self.kinds = volumes, masks, rule, kinds
-        self.scale, self.gamma, self.brightness, self.flip = scale, gamma, brightness, flip
-
-    def __len__(self) -> int:
-        return len(self.volumes)
-
-    def __getitem__(self, index: int) -> dict:
-        case = self.volumes[index]
-        mask = torch.zeros_like(case.brain) if self.masks is None else self.masks[index]
-        factor = 1 + self.scale * (2 * float(torch.rand(())) - 1)
-        size = tuple(min(round(n * factor), whole) for n, whole in zip(self.rule.size, mask.shape))
-        if self.kinds == "pair":
-            first = lesion_region(mask, case.brain, self.rule, size)
-            starts = [first, normal_region(mask, case.brain, self.rule, size, first)]
-        elif self.kinds == "normal":
-            starts = [normal_region(mask, case.brain, self.rule, size, None) for _ in range(2)]
-        else:
-            nothing = torch.zeros_like(mask)
-            starts = [lesion_region(nothing, case.brain, self.rule, size) for _ in range(2)]
-        masks = torch.stack([mask, case.brain]).float()
-        regions = [self._augment(case.image, masks, _cut(start, size)) for start in starts]
-        return {name: torch.stack([region[name] for region in regions]) for name in ("image", "mask", "brain")}
-
-    def _augment(self, image: Tensor, masks: Tensor, place: tuple[slice, ...]) -> dict[str, Tensor]:
-        image, masks = image[(slice(None), *place)], masks[(slice(None), *place)]
-        if tuple(masks.shape[1:]) != tuple(self.rule.size):
-            image = F.interpolate(image[None], self.rule.size, mode="trilinear", align_corners=False)[0]
-            masks = F.interpolate(masks[None], self.rule.size, mode="nearest-exact")[0]
-        if self.flip:
-            axes = [axis for axis in (-3, -2, -1) if torch.rand(()) < 0.5]
-            image, masks = image.flip(axes), masks.flip(axes)
-        mask, brain = masks
-        if self.gamma:
-            exponent = float(torch.exp(self.gamma * (2 * torch.rand(()) - 1)))
-            low = image.amin((1, 2, 3), keepdim=True)
-            span = (image.amax((1, 2, 3), keepdim=True) - low).clamp(min=1e-6)
-            image = ((image - low) / span) ** exponent * span + low
-        if self.brightness:
-            gain, shift = (self.brightness * (2 * torch.rand(2) - 1)).tolist()
-            image = image * (1 + gain) + shift
-        return {"image": image * brain, "mask": mask.contiguous(), "brain": brain.contiguous()}

@@ -5,35 +5,58 @@ python -m papers.cgc.eval make_pseudo --input ID_flair.nii.gz --output P.nii.gz 
 python -m papers.cgc.eval apply --checkpoint RUN/checkpoint.pt --input ID_flair.nii.gz --output lesion.nii.gz
 """
 
-import csv
 from pathlib import Path
 
 from shared.cli import commands
 from shared.errors import InputError
+from shared.files import refuse_duplicates, refuse_overwriting_inputs, write_csv
 
 
-def score(prediction, truth, spacing: tuple[float, float, float]) -> dict[str, float]:
-    """Dice, sensitivity and ASSD in mm of two bool volumes (D, H, W), spacing (z, y, x) in mm.
+def score(prediction, truth, spacing: tuple[float, float, float]) -> tuple[dict[str, float], dict[str, float] | None]:
+    """Dice, sensitivity and whether nothing was found; apart from them ASSD in mm, of bool volumes (D, H, W).
 
-    A prediction that is empty where the truth isn't has no surface; its ASSD is set to the diagonal of the volume, so
-    that a method can't gain by finding nothing. Volumes without a true lesion have no score (NaN).
+    An empty mask has no surface, so it has no ASSD: None. Any number in its place, the diagonal of the volume, say,
+    would outweigh all other cases.
+
+    Args:
+        prediction: what was found.
+        truth: the lesion, not empty.
+        spacing: mm along z, y, x.
     """
-    import math
-
     from shared.metrics import dice, sensitivity
     from shared.surfaces import assd
 
-    diagonal = math.dist((0, 0, 0), [n * mm for n, mm in zip(truth.shape, spacing)])
-    p, t = prediction[None], truth[None]
-    return {
-        "dice": dice(p, t).item(),
-        "sensitivity": sensitivity(p, t).item(),
-        "assd": assd(p, t, spacing, one_empty=diagonal).item(),
-    }
+    p, t, empty = prediction[None], truth[None], not prediction.any()
+    overlap = {"dice": dice(p, t).item(), "sensitivity": sensitivity(p, t).item(), "empty": float(empty)}
+    return overlap, None if empty else {"assd": assd(p, t, spacing).item()}
+
+
+def volumes_of(data: Path, config):
+    """The volumes of the test split as a network sees them."""
+    from papers.cgc.data import Volumes
+    from papers.cgc.regions import least_size
+
+    return Volumes(data, "test", config.test_fraction, least_size(config))
+
+
+def segment(loaded, case, device):
+    """The mask of a volume by what `load_network` gave, bool (D, H, W).
+
+    Raises:
+        InputError: the volume has other modalities or another spacing than those of the training.
+    """
+    from papers.cgc.inference import predict_mask
+
+    model, config, scanned = loaded
+    if scanned is not None:
+        scanned.check_fits(case)
+    return predict_mask(model, config, case, device)
 
 
 def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> None:
-    """Write metrics.csv: Dice, sensitivity and ASSD in mm of every test volume.
+    """Write metrics.csv: rows `mask/CASE` with Dice, sensitivity and 1 for an empty mask, `surface/CASE` with ASSD.
+
+    A case in which nothing was found has no row `surface/CASE`.
 
     Args:
         data: the data set.
@@ -41,59 +64,25 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> N
         out: folder for metrics.csv.
         device: auto, cpu, cuda, ...
     """
-    from papers.cgc.data import Volumes
-    from papers.cgc.inference import load_model, predict_mask
-    from papers.cgc.train import least_size
-    from shared.files import write_atomically
+    from papers.cgc.train import load_network
     from shared.gpu import choose_device
 
     where = choose_device(device)
-    model, config = load_model(checkpoint, where)
-    volumes = Volumes(data, "test", config.test_fraction, least_size(config))
-    rows = []
+    loaded = load_network(checkpoint, where)
+    volumes = volumes_of(data, loaded[1])
+    overlaps, surfaces = [], []
     for index, name in enumerate(volumes.names):
         case = volumes[index]
-        prediction = predict_mask(model, config, case, where)
-        rows.append({"case": name, **score(prediction, volumes.lesion(index), case.spacing)})
-
-    def write(path: Path) -> None:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(Path(out) / "metrics.csv", write)
-
-
-# --- pictures --------------------------------------------------------------------------------------------
-
-
-def _save(figure, out: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    from shared.files import write_atomically
-
-    write_atomically(Path(out), lambda path: figure.savefig(path, dpi=90, format="png"))
-    plt.close(figure)
-
-
-def _show(axis, image, mask=None, truth=None, title="", aspect=1.0) -> None:
-    """A slice (y, x) as radiologists see it: anterior up, the patient's right on the left; masks as outlines."""
-    import numpy as np
-
-    inside = image[image != 0]
-    low, high = np.percentile(inside, (1, 99.5)) if inside.size else (0, 1)
-    picture = np.where(image == 0, low, image)
-    axis.imshow(picture, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=aspect, interpolation="nearest")
-    for outline, colour in ((truth, "lime"), (mask, "red")):
-        if outline is not None and outline.any() and not outline.all():
-            axis.contour(outline.astype(float), [0.5], colors=colour, linewidths=1.0)
-    axis.set_title(title, fontsize=8)
-    axis.axis("off")
+        overlap, surface = score(segment(loaded, case, where), volumes.lesion(index), case.spacing)
+        overlaps.append({"case": f"mask/{name}", **overlap})
+        if surface:
+            surfaces.append({"case": f"surface/{name}", **surface})
+    columns = ["case", "dice", "sensitivity", "empty", "assd"]
+    write_csv(Path(out) / "metrics.csv", overlaps + surfaces, columns)
 
 
 def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", case: int = 0) -> None:
-    """Draw one test volume in three slices: scan, each checkpoint's lesion (red) and the truth (green).
+    """Draw one test volume in three slices: scan, each checkpoint's lesion and the truth.
 
     Args:
         data: the data set.
@@ -102,51 +91,17 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
         device: auto, cpu, cuda, ...
         case: number of the test volume.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    from papers.cgc.data import Volumes
-    from papers.cgc.inference import load_model, predict_mask
-    from papers.cgc.train import least_size
+    from papers.cgc.pictures import draw_panel
+    from papers.cgc.train import load_network
     from shared.gpu import choose_device
 
     where = choose_device(device)
-    models = [load_model(path, where) for path in checkpoints]
-    config = models[0][1]
-    volumes = Volumes(data, "test", config.test_fraction, least_size(config))
+    every = [load_network(path, where) for path in checkpoints]
+    volumes = volumes_of(data, every[0][1])
     if not 0 <= case < len(volumes):
         raise InputError(f"{data}: there is no test volume number {case}, there are {len(volumes)}")
-    item, truth = volumes[case], volumes.lesion(case).numpy()
-    masks = {_title(of): predict_mask(model, of, item, where).numpy() for model, of in models}
-    area = truth.sum((1, 2))
-    marked = area.nonzero()[0] if area.any() else range(len(area))
-    slices = [marked[len(marked) // 4], int(area.argmax()), marked[3 * len(marked) // 4]]
-    bright = item.image[item.modalities.index("flair" if "flair" in item.modalities else "ct")].numpy()
-    names = ["scan", *masks, "truth"]
-    figure, axes = plt.subplots(3, len(names), figsize=(2.0 * len(names), 7.4), squeeze=False, layout="constrained")
-    aspect = item.spacing[1] / item.spacing[2]
-    for row, z in enumerate(slices):
-        for column, name in enumerate(names):
-            mask = masks[name][z] if name in masks else None
-            outline = None if name == "scan" else truth[z]
-            title = name
-            if name in masks:
-                title = f"{name}\nDice {score_dice(masks[name], truth):.2f}"
-            _show(axes[row, column], bright[z], mask, outline, title if row == 0 else "", aspect)
-    figure.suptitle(f"{item.name}: found (red), truth (green)", fontsize=9)
-    _save(figure, out)
-
-
-def _title(config) -> str:
-    names = {"gmm": "GMM (P)", "mumford_shah": "Mumford-Shah", "full": "CGC", "ae": "AE"}
-    return names.get(config.variant, config.variant)
-
-
-def score_dice(prediction, truth) -> float:
-    """Dice of two bool arrays."""
-    return 2 * (prediction & truth).sum() / max(prediction.sum() + truth.sum(), 1)
+    masks = [(loaded[1].variant, segment(loaded, volumes[case], where).numpy()) for loaded in every]
+    draw_panel(volumes[case], masks, volumes.lesion(case).numpy(), out)
 
 
 def embedding(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> None:
@@ -158,27 +113,26 @@ def embedding(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> 
         out: a .png file.
         device: auto, cpu, cuda, ...
     """
-    import matplotlib
     import torch
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    from papers.cgc.data import RegionPairs, Volumes
-    from papers.cgc.inference import load_model
     from papers.cgc.model import cell_classes
-    from papers.cgc.proposal import gmm_proposal
-    from papers.cgc.train import cases_of, least_size, proposal_rule, region_rule
+    from papers.cgc.pictures import draw_cells
+    from papers.cgc.proposal import ProposalRule, gmm_proposal
+    from papers.cgc.regions import RegionPairs, RegionRule
+    from papers.cgc.train import load_network
+    from shared.finite import finite
     from shared.gpu import choose_device, seed_everything
 
     where = choose_device(device)
-    model, config = load_model(checkpoint, where)
+    model, config, scanned = load_network(checkpoint, where)
     if config.method != "network" or model.cgc is None or model.cgc.fine is None:
         raise InputError(f"{checkpoint}: variant '{config.variant}' has no embeddings; use one with the fine path")
-    volumes = Volumes(data, "test", config.test_fraction, least_size(config))
-    masks = [gmm_proposal(case, proposal_rule(config), config.seed) for case in cases_of(volumes)]
+    volumes = volumes_of(data, config)
+    for case in volumes.cases():
+        scanned.check_fits(case)
+    masks = [gmm_proposal(case, ProposalRule.of(config)) for case in volumes.cases()]
     seed_everything(config.seed)
-    pairs = RegionPairs(volumes, masks, region_rule(config))
+    pairs = RegionPairs(volumes, masks, RegionRule.of(config))
     cells, classes = [], []
     with torch.no_grad():
         for index in range(len(pairs)):
@@ -186,33 +140,36 @@ def embedding(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> 
             _, features = model.backbone(item["image"].to(where))
             cells.append(model.cgc.embed(features[model.level]).cpu().flatten(0, 1))
             classes.append(cell_classes(item["mask"], config.grid, config.cell_lesion, config.cell_normal).flatten())
-    cells, classes = torch.cat(cells), torch.cat(classes)
-    centred = cells - cells.mean(0)
-    points = centred @ torch.linalg.svd(centred, full_matrices=False)[2][:2].T
-    figure, axis = plt.subplots(figsize=(5, 4.5))
-    for value, name, colour in ((0, "normal cells", "tab:blue"), (1, "lesion cells", "tab:red")):
-        of_class = points[classes == value]
-        axis.scatter(of_class[:, 0], of_class[:, 1], s=4, alpha=0.5, c=colour, label=f"{name} ({len(of_class)})")
-    axis.set_xlabel("first principal component of the unit vectors")
-    axis.set_ylabel("second")
-    axis.legend(fontsize=8)
-    figure.tight_layout()
-    _save(figure, out)
+    draw_cells(finite(torch.cat(cells), f"{checkpoint}: the embedding"), torch.cat(classes), out)
 
 
 # --- a user's own scan -----------------------------------------------------------------------------------
 
 
-def _check_output(output: Path) -> None:
-    if not str(output).endswith((".nii", ".nii.gz")):
-        raise InputError(f"{output}: the output is a NIfTI mask, its name must end in .nii or .nii.gz")
+def name_of(path: Path) -> str:
+    """Of the case in a user's file."""
+    return Path(path).name.removesuffix(".gz").removesuffix(".nii").removesuffix("_flair")
+
+
+def check_outputs(masks: list[Path], others: list[Path], inputs: list[Path]) -> None:
+    """Volumes are .nii or .nii.gz, each output is another file, none is an input.
+
+    Raises:
+        InputError: not so.
+    """
+    for path in masks:
+        if not str(path).endswith((".nii", ".nii.gz")):
+            raise InputError(f"{path}: the output is a NIfTI volume, its name must end in .nii or .nii.gz")
+    refuse_duplicates([Path(path).resolve() for path in masks + others], "outputs")
+    for path in masks + others:
+        refuse_overwriting_inputs(path, *inputs)
 
 
 def apply(
     checkpoint: Path,
     input: Path,
     output: Path,
-    probability: Path | None = None,
+    probability_output: Path | None = None,
     figure: Path | None = None,
     device: str = "auto",
 ) -> None:
@@ -222,53 +179,38 @@ def apply(
         checkpoint: of any variant.
         input: <ID>_flair.nii.gz with <ID>_{t1,t1ce,t2}.nii.gz beside it as far as the network knows them, or a CT.
         output: .nii or .nii.gz, 1 in the lesion.
-        probability: the network's probability as a further volume, if wanted.
+        probability_output: the network's probability as a further volume, if wanted.
         figure: .png of scan, proposal and result, if wanted.
         device: auto, cpu, cuda, ...
     """
     import numpy as np
 
     from papers.cgc.data import beside, read_case
-    from papers.cgc.inference import lesion_probability, load_model, predict_mask
-    from papers.cgc.train import least_size
+    from papers.cgc.inference import lesion_probability
+    from papers.cgc.pictures import draw_result
+    from papers.cgc.proposal import ProposalRule, gmm_proposal
+    from papers.cgc.regions import least_size
+    from papers.cgc.train import load_network
     from shared import nifti
     from shared.gpu import choose_device
 
-    _check_output(output)
-    where = choose_device(device)
     files = beside(input)
-    model, config = load_model(checkpoint, where)
-    case = read_case(files, Path(input).name.split("_flair")[0], least_size(config))
-    mask = predict_mask(model, config, case, where)
-    if probability is not None:
-        _check_output(probability)
-        if config.method != "network":
-            raise InputError(f"{checkpoint}: variant '{config.variant}' gives no probability; leave --probability out")
+    volumes = [output] + [probability_output] * (probability_output is not None)
+    check_outputs(volumes, [figure] * (figure is not None), [checkpoint, *files.values()])
+    where = choose_device(device)
+    loaded = model, config, _ = load_network(checkpoint, where)
+    if probability_output is not None and config.method != "network":
+        raise InputError(f"{checkpoint}: '{config.variant}' gives no probability; leave --probability-output out")
+    case = read_case(files, name_of(input), least_size(config))
+    mask = segment(loaded, case, where)
+    if probability_output is not None:
         values = lesion_probability(model, config, case, where)
-        nifti.save(probability, case.uncrop(values), like=case.original, dtype=np.float32)
+        nifti.save(probability_output, case.uncrop(values), like=case.original, dtype=np.float32)
     if figure is not None:
-        _apply_figure(case, config, mask.numpy(), figure)
+        proposal = gmm_proposal(case, ProposalRule.of(config))
+        draw_result(case, proposal.numpy(), mask.numpy(), config.variant, figure)
     nifti.save(output, case.uncrop(mask), like=case.original, dtype=np.uint8)
     print(f"wrote {output}: {float(mask.sum()) * np.prod(case.spacing) / 1000:.1f} ml of lesion")
-
-
-def _apply_figure(case, config, mask, out: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    from papers.cgc.proposal import gmm_proposal
-    from papers.cgc.train import proposal_rule
-
-    proposal = gmm_proposal(case, proposal_rule(config), config.seed).numpy()
-    z = int((mask | proposal).sum((1, 2)).argmax())
-    bright = case.image[case.modalities.index("flair" if "flair" in case.modalities else "ct")].numpy()
-    figure, axes = plt.subplots(1, 3, figsize=(7, 3))
-    for axis, (name, outline) in zip(axes, {"scan": None, "GMM (P)": proposal, config.variant: mask}.items()):
-        _show(axis, bright[z], None if outline is None else outline[z], None, name, case.spacing[1] / case.spacing[2])
-    figure.tight_layout(pad=0.3)
-    _save(figure, out)
 
 
 def make_pseudo(
@@ -295,46 +237,21 @@ def make_pseudo(
     import torch
 
     from papers.cgc.data import beside, read_case
+    from papers.cgc.pictures import draw_components
     from papers.cgc.proposal import ProposalRule, clean_up, fit_mixture
     from shared import nifti
 
-    _check_output(output)
-    case = read_case(beside(input), Path(input).name.split("_flair")[0])
-    rule = ProposalRule(components=components, posterior=posterior, opening=opening)
-    mixture = fit_mixture(case, rule, seed)
+    files = beside(input)
+    check_outputs([output], [figure] * (figure is not None), list(files.values()))
+    case = read_case(files, name_of(input))
+    rule = ProposalRule(components=components, posterior=posterior, opening=opening, seed=seed)
+    mixture = fit_mixture(case, rule)
     mask = clean_up(mixture.posterior[mixture.lesion] > rule.posterior, case.brain.numpy(), rule)
     if figure is not None:
-        components_figure(case, mixture, mask, figure)
+        draw_components(case, mixture, mask, figure)
     nifti.save(output, case.uncrop(torch.from_numpy(mask)), like=case.original, dtype=np.uint8)
     share = mask.sum() / float(case.brain.sum())
     print(f"wrote {output}: component {mixture.lesion + 1}, {share:.1%} of the brain after clean-up")
-
-
-def components_figure(case, mixture, mask, out: Path) -> None:
-    """All components of a mixture on the slice where P is largest, the chosen one marked; last the scan with P."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    from papers.cgc.proposal import features_of
-
-    image, names = features_of(case)
-    chosen = mask if mask.any() else mixture.posterior[mixture.lesion] > 0.5
-    z = int(chosen.sum((1, 2)).argmax())
-    count, aspect = len(mixture.share), case.spacing[1] / case.spacing[2]
-    order = mixture.means[:, 0].argsort()
-    figure, axes = plt.subplots(1, count + 2, figsize=(1.9 * (count + 2), 2.6))
-    _show(axes[0], image[0][z], None, None, names[0], aspect)
-    for axis, k in zip(axes[1:], order):
-        means = ", ".join(f"{name} {value:+.1f}" for name, value in zip(names, mixture.means[k]))
-        axis.imshow(mixture.posterior[k][z], cmap="magma", vmin=0, vmax=1, origin="lower", aspect=aspect)
-        mark = " (lesion)" if k == mixture.lesion else ""
-        axis.set_title(f"{k + 1}{mark}: {mixture.share[k]:.1%}\n{means}", fontsize=7)
-        axis.axis("off")
-    _show(axes[-1], image[0][z], mask[z], None, "P", aspect)
-    figure.tight_layout(pad=0.3)
-    _save(figure, out)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -38,10 +38,14 @@ class MumfordShahNet(nn.Module):
     ):
         super().__init__()
         self.unet = UNet3d(channels, segments, widths, norm)
-        nn.init.zeros_(self.unet.head.weight)
-        nn.init.zeros_(self.unet.head.bias)
         self.register_buffer("means", torch.zeros(segments, len(piecewise)))
         self.register_buffer("piecewise", torch.tensor(piecewise))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The last layer starts at 0."""
+        nn.init.zeros_(self.unet.head.weight)
+        nn.init.zeros_(self.unet.head.bias)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, channels, D, H, W) -> logits of the segments (B, K, D, H, W)."""

@@ -4,6 +4,9 @@ No label is involved. The rule for the lesion component is prior knowledge about
 FLAIR, blood is bright on CT) and about size.
 """
 
+import contextlib
+import hashlib
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +16,9 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from papers.cgc.data import Case
-from shared import nifti, resample
-from shared.errors import InputError
+from papers.cgc.data import Case, on_box
+from shared import nifti
+from shared.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,23 @@ class ProposalRule:
     """pieces smaller than this fraction of the brain are dropped"""
     keep: int = 3
     """number of largest pieces that stay"""
+    seed: int = 0
+    """of the sampled voxels and the restarts, together with the name of the case; no training's own seed"""
+
+    @classmethod
+    def of(cls, config) -> "ProposalRule":
+        """That of a configuration."""
+        return cls(
+            config.gmm_components,
+            config.gmm_voxels,
+            config.gmm_restarts,
+            config.posterior,
+            config.lesion_volume,
+            config.opening,
+            config.smallest,
+            config.keep,
+            config.proposal_seed,
+        )
 
 
 @dataclass(frozen=True)
@@ -68,24 +88,20 @@ def features_of(case: Case) -> tuple[np.ndarray, tuple[str, ...]]:
 def lesion_component(brightness: np.ndarray, share: np.ndarray, volume: tuple[float, float]) -> int:
     """The brightest of the components with a plausible share of the brain; if none has, the brightest of all.
 
+    A component that is darker than the brain on average (0) is none: lesions are bright on FLAIR, blood on CT.
+
     Args:
-        brightness: (K,) mean on FLAIR or CT.
+        brightness: (K,) mean on FLAIR or CT, normalised.
         share: (K,) fraction of the brain.
         volume: smallest and largest plausible fraction.
     """
-    plausible = (share >= volume[0]) & (share <= volume[1])
+    plausible = (share >= volume[0]) & (share <= volume[1]) & (brightness > 0)
     candidates = plausible if plausible.any() else np.ones_like(plausible)
     return int(np.where(candidates, brightness, -np.inf).argmax())
 
 
-def fit_mixture(case: Case, rule: ProposalRule, seed: int) -> Mixture:
-    """Gaussian mixture with full covariances on the intensities inside the brain.
-
-    Args:
-        case: one volume.
-        rule: see `ProposalRule`.
-        seed: of the sampled voxels and the restarts, together with the name of the case.
-    """
+def fit_mixture(case: Case, rule: ProposalRule) -> Mixture:
+    """Gaussian mixture with full covariances on the intensities inside the brain."""
     from sklearn.mixture import GaussianMixture
     from threadpoolctl import threadpool_limits
 
@@ -93,7 +109,7 @@ def fit_mixture(case: Case, rule: ProposalRule, seed: int) -> Mixture:
     brain = case.brain.numpy()
     values = image[:, brain].T.astype(np.float64)
     components = rule.components or (4 if names == ("ct",) else 5)
-    entropy = [seed, zlib.crc32(case.name.encode())]
+    entropy = [rule.seed, zlib.crc32(case.name.encode())]
     rng = np.random.default_rng(entropy)
     sample = values[rng.permutation(len(values))[: rule.voxels]]
     mixture = GaussianMixture(
@@ -120,10 +136,20 @@ def clean_up(mask: np.ndarray, brain: np.ndarray, rule: ProposalRule) -> np.ndar
     return np.isin(pieces, [n for n in large if sizes[n] > 0])
 
 
-def gmm_proposal(case: Case, rule: ProposalRule, seed: int) -> Tensor:
-    """P of one volume, bool (D, H, W) (M1; "GMM w/ threshold" in the paper's tables)."""
-    mixture = fit_mixture(case, rule, seed)
-    mask = clean_up(mixture.posterior[mixture.lesion] > rule.posterior, case.brain.numpy(), rule)
+def gmm_proposal(case: Case, rule: ProposalRule) -> Tensor:
+    """P of one volume, bool (D, H, W) (M1; "GMM w/ threshold" in the paper's tables).
+
+    It depends on the volume, its name and the rule alone, so it is the same for all trainings; what was made once is
+    kept (`kept_masks`).
+    """
+    path = kept_masks() / f"{digest_of(case, rule)}.npy"
+    shape = tuple(case.brain.shape)
+    mask = read_mask(path, shape)
+    if mask is None:
+        mixture = fit_mixture(case, rule)
+        mask = clean_up(mixture.posterior[mixture.lesion] > rule.posterior, case.brain.numpy(), rule)
+        with contextlib.suppress(OSError):  # a disk that can't be written only costs the time to make P again
+            write_atomically(path, lambda temporary: _write_bits(temporary, mask))
     return torch.from_numpy(mask)
 
 
@@ -131,32 +157,42 @@ def read_proposal(path: Path, case: Case) -> Tensor:
     """P of one volume that another method has made: a mask on the grid of the image, anything above 0 is P.
 
     Raises:
-        InputError: the file is missing or broken, or its grid is not that of the image.
+        InputError: the file is missing or broken, or its voxels are not those of the image.
     """
-    image = resample.to_ras(nifti.load(path, ndim=3))
-    if image.shape != case.whole.shape or not np.allclose(image.affine, case.whole.affine, atol=1e-2):
-        raise InputError(f"{path}: expected a mask on the grid of {case.original.path}, {case.whole.shape} voxels")
-    cut = torch.from_numpy(np.ascontiguousarray(image.data.transpose(2, 1, 0)[case.box] > 0))
-    mask = torch.zeros_like(case.brain)
-    mask[tuple(slice(0, n) for n in cut.shape)] = cut
-    return mask
+    return on_box(nifti.load(path, ndim=3), case)
 
 
-class Proposals:
-    """Masks by case name, packed to bits, for a checkpoint (`state_dict`)."""
+# --- masks that were made before --------------------------------------------------------------------------
 
-    def __init__(self):
-        self.masks: dict[str, Tensor] = {}
 
-    def state_dict(self) -> dict:
-        return {
-            name: {"shape": list(mask.shape), "bits": torch.from_numpy(np.packbits(mask.numpy()))}
-            for name, mask in self.masks.items()
-        }
+def kept_masks() -> Path:
+    """Folder of the proposals that were made: `cgc-proposals` in $XDG_CACHE_HOME, by default ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cgc-proposals"
 
-    def load_state_dict(self, state: dict) -> None:
-        self.masks = {}
-        for name, packed in state.items():
-            shape = packed["shape"]
-            bits = np.unpackbits(packed["bits"].numpy(), count=int(np.prod(shape)))
-            self.masks[name] = torch.from_numpy(bits.astype(bool).reshape(shape))
+
+def digest_of(case: Case, rule: ProposalRule) -> str:
+    """Of all that P depends on: volume, name, rule, this file, and the library that fits the mixture."""
+    import sklearn
+
+    image, names = features_of(case)
+    digest = hashlib.sha256(repr((case.name, names, image.shape, rule, sklearn.__version__)).encode())
+    for part in (Path(__file__).read_bytes(), image.tobytes(), case.brain.numpy().tobytes()):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _write_bits(path: Path, mask: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.packbits(mask))
+
+
+def read_mask(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """A mask that was kept, bool; None if there is none, or none of this size."""
+    try:
+        bits = np.load(path)
+    except (OSError, ValueError, EOFError):
+        return None
+    count = int(np.prod(shape))
+    if bits.dtype != np.uint8 or bits.shape != (-(-count // 8),):
+        return None
+    return np.unpackbits(bits, count=count).astype(bool).reshape(shape)

@@ -2,8 +2,8 @@
 
     python -m papers.cgc.train --data DATA --out runs/mine --profile cpu --variant full
 
-P comes from a Gaussian mixture unless `--init` is the checkpoint of variant `gmm` (the same P, computed once) or of
-variant `mumford_shah`, or `--proposal files` takes the masks of any other method.
+P comes from a Gaussian mixture, the same in all trainings, unless `--init` is the checkpoint of variant `mumford_shah`,
+or `--proposal files` takes the masks of any other method.
 """
 
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ class Config(RunConfig):
 
     batch_size: int = 2
     """volumes per update; each gives a lesion and a normal region"""
-    method: Literal["network", "gmm", "mumford_shah", "autoencoder"] = "network"
-    """segmentation network; the proposal alone; Mumford-Shah network; reconstruction baseline"""
+    method: Literal["network", "gmm", "mumford_shah", "autoencoder", "brightness"] = "network"
+    """segmentation network; the proposal alone; Mumford-Shah network; reconstruction baseline; threshold on FLAIR"""
     target: Literal["proposal", "truth"] = "proposal"
-    """what the network is trained on; truth is the supervised upper bound"""
+    """what the network is trained on; truth is the supervised upper bound, on the same regions"""
     proposal: Literal["gmm", "mumford_shah", "files"] = "gmm"
     """method that makes P; mumford_shah needs --init"""
     proposal_files: Path | None = None
@@ -77,6 +77,8 @@ class Config(RunConfig):
     """P covers more than this fraction of a lesion cell"""
     cell_normal: float = 0.02
     """P covers less than this fraction of a normal cell"""
+    proposal_seed: int = 0
+    """of the mixture's voxels and restarts; apart from `seed`, so that P is the same in all trainings"""
     gmm_components: int | None = None
     """components of the mixture; default 5 for MRI, 4 for CT"""
     gmm_voxels: int = 50000
@@ -105,15 +107,17 @@ class Config(RunConfig):
     """fraction of the cases for the test, by hash of the name"""
 
 
+SMALL = {
+    "patch": (16, 24, 24), "widths": (8, 16, 32), "norm": "batch", "steps": 400, "embedding": 32, "lr": 3e-3,
+    "code": 64, "overlap": 0.25, "test_fraction": 0.334,
+}  # fmt: skip
 PROFILES = {
     "smoke": {
         "patch": (8, 12, 12), "widths": (4, 8, 8), "norm": "batch", "steps": 4, "embedding": 8, "gmm_voxels": 1000,
         "gmm_restarts": 1, "code": 4, "overlap": 0.0, "test_fraction": 0.34, "segments": 3,
     },
-    "cpu": {
-        "patch": (16, 24, 24), "widths": (8, 16, 32), "norm": "batch", "steps": 100, "embedding": 32, "lr": 3e-3,
-        "gmm_voxels": 4000, "gmm_restarts": 2, "code": 64, "overlap": 0.25, "test_fraction": 0.334,
-    },
+    "cpu": SMALL,
+    "study": SMALL,
     "paper": {"workers": 8},
 }  # fmt: skip
 
@@ -121,7 +125,8 @@ MEANS_VOXELS = 2000  # of each volume, for the constants of the Mumford-Shah fun
 
 ALONE = {"use_coarse": False, "use_fine": False}
 VARIANTS = {
-    "gmm": {"method": "gmm"},
+    "gmm": {"method": "gmm", **ALONE},
+    "brightness": {"method": "brightness", **ALONE},
     "mumford_shah": {"method": "mumford_shah", **ALONE},
     "ae": {"method": "autoencoder", **ALONE},
     "backbone": ALONE,
@@ -140,114 +145,57 @@ VARIANTS = {
 }
 
 
-def build_model(config: Config, channels: int, spacing: tuple[float, float, float], piecewise: tuple[int, ...] = (0,)):
-    """The network of a configuration, on the CPU. It remembers the spacing (z, y, x) in mm that it was trained at.
+def load_network(checkpoint: Path, device):
+    """The network of a checkpoint in evaluation mode, its configuration, and the volumes that it was trained on.
 
-    `piecewise` are the channels of the Mumford-Shah functional.
+    The mixture has no network and fits any volume: None, its configuration, None.
+
+    Raises:
+        InputError: no checkpoint of this paper, or one that does not fit this version.
     """
-    import torch
+    from papers.cgc.networks import Scanned, build_model
+    from shared.checkpoints import fitting, load_all_weights, load_checkpoint, load_config
 
-    from papers.cgc.autoencoder import AutoEncoder
-    from papers.cgc.model import Segmenter, UNet3d
-    from papers.cgc.mumford_shah import MumfordShahNet
-
-    if config.method == "autoencoder":
-        model = AutoEncoder(channels, config.patch, config.widths, config.code)
-    elif config.method == "mumford_shah":
-        model = MumfordShahNet(channels, piecewise, config.segments, config.widths, config.norm)
-    else:
-        cgc = {
-            "grid": config.grid,
-            "embedding": config.embedding,
-            "temperature": config.temperature,
-            "coarse": config.use_coarse,
-            "fine": config.use_fine,
-            "sim": config.sim,
-            "anchors": config.anchors,
-            "coverage": (config.lesion_coverage, config.normal_coverage),
-            "cell_coverage": (config.cell_lesion, config.cell_normal),
-        }
-        backbone = UNet3d(channels, 2, config.widths, config.norm)
-        model = Segmenter(backbone, config.patch, cgc if config.use_coarse or config.use_fine else None)
-    model.register_buffer("spacing_mm", torch.tensor(spacing, dtype=torch.float64))
-    return model.to(memory_format=torch.channels_last_3d)  # 1.4 times as fast on a CPU
-
-
-def region_rule(config: Config):
-    """Size and coverage of regions (M3)."""
-    from papers.cgc.data import RegionRule
-
-    return RegionRule(config.patch, config.lesion_coverage, config.normal_coverage, config.brain_coverage)
-
-
-def proposal_rule(config: Config):
-    """How P is made (M1)."""
-    from papers.cgc.proposal import ProposalRule
-
-    return ProposalRule(
-        config.gmm_components,
-        config.gmm_voxels,
-        config.gmm_restarts,
-        config.posterior,
-        config.lesion_volume,
-        config.opening,
-        config.smallest,
-        config.keep,
-    )
-
-
-def least_size(config: Config) -> tuple[int, ...]:
-    """Volumes are padded to this size, so that the largest zoomed region fits."""
-    return tuple(round(n * (1 + config.scale)) + 1 for n in config.patch)
+    content = load_checkpoint(checkpoint, "cgc")
+    config = load_config(content, Config, checkpoint)
+    if config.method == "gmm":
+        load_all_weights([], content["models"], checkpoint)
+        return None, config, None
+    with fitting(checkpoint):
+        scanned = Scanned((), ())
+        scanned.load_state_dict(content["objects"]["scanned"])
+        model = build_model(config, scanned.modalities)
+    load_all_weights([model], content["models"], checkpoint)
+    return model.to(device).eval(), config, scanned
 
 
 def proposals_of(config: Config, volumes, device) -> list:
     """Stage 1: P of all training volumes, bool (D, H, W) each (M1). No label is opened.
 
     Raises:
-        InputError: `--init` is of another method or data set, or a mask is missing.
+        InputError: a mask is missing, or `--init` is no checkpoint of the Mumford-Shah network.
     """
     from tqdm import tqdm
 
-    from papers.cgc.inference import load_model, predict_mask
-    from papers.cgc.proposal import Proposals, gmm_proposal, read_proposal
-    from shared.checkpoints import load_checkpoint
+    from papers.cgc.inference import predict_mask
+    from papers.cgc.proposal import ProposalRule, gmm_proposal, read_proposal
     from shared.errors import InputError
 
     if config.proposal == "files":
         if config.proposal_files is None:
             raise InputError("--proposal files needs --proposal-files, a folder of <ID>.nii.gz")
-        return [read_proposal(config.proposal_files / f"{case.name}.nii.gz", case) for case in cases_of(volumes)]
+        return [read_proposal(config.proposal_files / f"{case.name}.nii.gz", case) for case in volumes.cases()]
+    waiting = tqdm(volumes.cases(), total=len(volumes), desc="proposals", disable=None, leave=False)
+    if config.proposal == "gmm":
+        return [gmm_proposal(case, ProposalRule.of(config)) for case in waiting]
     if config.init is None:
-        if config.proposal != "gmm":
-            raise InputError(f"--proposal {config.proposal} needs --init, the checkpoint of that variant")
-        rule = proposal_rule(config)
-        waiting = tqdm(cases_of(volumes), total=len(volumes), desc="proposals", disable=None, leave=False)
-        return [gmm_proposal(case, rule, config.seed) for case in waiting]
-    content = load_checkpoint(config.init, "cgc")
-    if content["config"]["method"] != config.proposal:
-        raise InputError(
-            f"{config.init}: expected a checkpoint whose method is {config.proposal}, found "
-            f"{content['config']['method']}"
-        )
-    if config.proposal == "mumford_shah":
-        model, trained = load_model(config.init, device)
-        return [predict_mask(model, trained, case, device) for case in cases_of(volumes)]
-    stored = Proposals()
-    stored.load_state_dict(content["objects"]["proposals"])
-    masks = []
-    for case in cases_of(volumes):
-        mask = stored.masks.get(case.name)
-        size = [part.stop - part.start for part in case.box]
-        if mask is None or list(mask.shape) != [max(n, least) for n, least in zip(size, volumes.least)]:
-            raise InputError(f"{config.init}: has no proposal for {case.name}; it belongs to another data set")
-        masks.append(mask)
-    return masks
-
-
-def cases_of(volumes):
-    """All volumes of a split, one after the other."""
-    return (volumes[index] for index in range(len(volumes)))
+        raise InputError(f"--proposal {config.proposal} needs --init, the checkpoint of that variant")
+    model, trained, scanned = load_network(config.init, device)
+    if trained.method != config.proposal:
+        raise InputError(f"{config.init}: expected a checkpoint of {config.proposal}, found one of {trained.method}")
+    for case in volumes.cases():
+        scanned.check_fits(case)
+    return [predict_mask(model, trained, case, device) for case in waiting]
 
 
 def train(config: Config) -> None:
@@ -256,87 +204,69 @@ def train(config: Config) -> None:
 
     import torch
 
-    from papers.cgc.data import RegionPairs, Volumes
+    from papers.cgc.data import Volumes
+    from papers.cgc.inference import set_threshold
     from papers.cgc.model import segmentation_loss
     from papers.cgc.mumford_shah import intensity_means, mumford_shah_loss
-    from papers.cgc.proposal import Proposals, channels_of
+    from papers.cgc.networks import Scanned, build_model
+    from papers.cgc.regions import Augmentation, RegionPairs, RegionRule, SingleRegions, least_size
     from shared import gpu
 
     volumes = Volumes(config.data, "train", config.test_fraction, least_size(config))
-    first = volumes[0]
+    scanned = Scanned(volumes.modalities, volumes[0].spacing)
     run = gpu.Run(config, paper="cgc")
+    # P of the Mumford-Shah network must not come from the mixture.
+    proposals = None if config.method == "mumford_shah" else proposals_of(config, volumes, run.device)
     if config.method == "gmm":
-        store = Proposals()
-        run.restore(proposals=store)
-        if not store.masks:
-            store.masks = dict(zip(volumes.names, proposals_of(config, volumes, run.device)))
-        for _ in run.batches(volumes, 0):
-            pass
+        run.restore()
+        run.save()
         return
-
+    plain = build_model(config, volumes.modalities)
     if config.method == "mumford_shah":
-        masks = None  # P of another method must not come from the mixture
-    elif config.target == "truth":
-        masks = [volumes.lesion(index) for index in range(len(volumes))]
-    else:
-        masks = proposals_of(config, volumes, run.device)
-    gpu.seed_everything(config.seed)  # whatever the proposals have drawn
-    plain = build_model(config, first.image.shape[0], first.spacing, channels_of(first.modalities))
-    if config.method == "mumford_shah":
-        plain.means.copy_(intensity_means(cases_of(volumes), config.segments, MEANS_VOXELS, config.seed))
+        plain.means.copy_(intensity_means(volumes.cases(), config.segments, MEANS_VOXELS, config.seed))
     model = run.prepare(plain)
+    if config.method == "brightness":
+        run.restore(scanned=scanned)
+        set_threshold(plain, config, volumes.cases(), proposals, run.device)
+        run.save()
+        return
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     cosine = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / config.steps, 1)))
     )
-    run.restore(optimizer=optimizer, scheduler=cosine)
+    run.restore(optimizer=optimizer, scheduler=cosine, scanned=scanned)
 
-    kinds = {"network": "pair", "autoencoder": "normal", "mumford_shah": "any"}[config.method]
-    regions = RegionPairs(
-        volumes, masks, region_rule(config), kinds, config.scale, config.gamma, config.brightness, config.flip
-    )
+    rule, augmentation = RegionRule.of(config), Augmentation.of(config)
+    if config.method == "network":
+        truth = [volumes.lesion(index) for index in range(len(volumes))] if config.target == "truth" else None
+        regions = RegionPairs(volumes, proposals, rule, augmentation, truth)
+    else:
+        regions = SingleRegions(volumes, proposals, rule, augmentation)
     for step, batch in run.batches(regions, config.steps):
-        image, mask, brain = (batch[name].flatten(0, 1) for name in ("image", "mask", "brain"))
+        batch = {name: values.flatten(0, 1) for name, values in batch.items()}
+        parts = {}
         if config.method == "autoencoder":
             with run.autocast():
-                reconstruction = model(image)
-            loss = (reconstruction.float() - image).abs().mean()
-            run.update(loss, optimizer, cosine)
+                reconstruction = model(batch["region"])
+            loss = (reconstruction.float() - batch["region"]).abs().mean()
         elif config.method == "mumford_shah":
             with run.autocast():
-                logits = model(image)
-            loss = mumford_shah_loss(
-                logits.float().softmax(1), image[:, plain.piecewise], brain, config.length, plain.means
-            )
-            run.update(loss, optimizer, cosine)
+                segments = model(batch["region"]).float().softmax(1)
+            image = batch["region"][:, plain.piecewise]
+            loss = mumford_shah_loss(segments, image, batch["inside"], config.length, plain.means)
         else:
-            ramp = min(1.0, (step + 1) / max(config.ramp * config.steps, 1))
             with run.autocast():
-                logits, contrast = model(image, mask)
-            segmentation = segmentation_loss(logits, mask)
-            if contrast is None:
-                run.update(segmentation, optimizer, cosine)
-                continue
-            loss = segmentation + ramp * (config.weight_coarse * contrast.coarse + config.weight_fine * contrast.fine)
-            run.update(loss, optimizer, cosine, segmentation=segmentation, coarse=contrast.coarse, fine=contrast.fine)
+                logits, contrast = model(batch["image"], batch["mask"])
+            loss = segmentation_loss(logits, batch["mask"])
+            if contrast is not None:
+                parts = {"segmentation": loss, "coarse": contrast.coarse, "fine": contrast.fine}
+                ramp = min(1.0, (step + 1) / max(config.ramp * config.steps, 1))
+                weighted = config.weight_coarse * contrast.coarse + config.weight_fine * contrast.fine
+                loss = loss + ramp * weighted
+        run.update(loss, optimizer, cosine, **parts)
     if config.method == "autoencoder":
-        set_threshold(plain, config, volumes, masks, run.device)
+        set_threshold(plain, config, volumes.cases(), proposals, run.device)
         run.save()
-
-
-def set_threshold(model, config: Config, volumes, masks: list, device) -> None:
-    """The autoencoder's threshold: the share of brain that it marks in training is the share that P has."""
-    from papers.cgc.autoencoder import residual, threshold_without_labels
-    from papers.cgc.inference import reconstruct
-
-    residuals, brains, share = [], [], []
-    model.eval()
-    for case, mask in zip(cases_of(volumes), masks):
-        residuals.append(residual(case, reconstruct(model, config, case, device)))
-        brains.append(case.brain.numpy())
-        share.append(float(mask.sum() / case.brain.sum()))
-    model.train()
-    model.threshold.fill_(threshold_without_labels(residuals, brains, sum(share) / len(share)))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,5 +1,7 @@
 """CGC: its losses against loops and analytic cases, its proposal, its regions, and that no label is looked at."""
 
+import csv
+import dataclasses
 import doctest
 import importlib
 import math
@@ -13,8 +15,8 @@ from scipy import ndimage
 
 from benchmarks.standins import brain_tumour as simulator
 from benchmarks.standins import cgc as standin
-from papers.cgc import data, model, proposal
-from papers.cgc.autoencoder import threshold_without_labels
+from papers.cgc import data, inference, model, proposal, regions
+from papers.cgc.brightness import threshold_without_labels
 from papers.cgc.mumford_shah import (
     MumfordShahNet,
     intensity_means,
@@ -29,12 +31,22 @@ from tests.smoke import smoke_config, train_variant
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return standin.generate(tmp_path_factory.mktemp("standin") / "brats", seed=1, size="smoke")
+    folder = tmp_path_factory.mktemp("standin") / "brats"
+    standin.generate(folder, seed=1, size="smoke")
+    return folder
 
 
 @pytest.fixture(scope="module")
 def volumes(root):
     return data.Volumes(root, "train", 0.34)
+
+
+@pytest.fixture(autouse=True)
+def kept(monkeypatch, tmp_path_factory):
+    """Proposals are kept in a folder of the test."""
+    folder = tmp_path_factory.mktemp("kept")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder / "cgc-proposals"
 
 
 def some_cells(n=9, channels=5, seed=0):
@@ -180,13 +192,14 @@ def test_embeddings_are_unit_vectors_on_any_grid():
 
 
 def test_paper_size_bottleneck_is_the_papers_grid():
-    from papers.cgc.train import PROFILES, VARIANTS, Config, build_model
+    from papers.cgc.networks import build_model
+    from papers.cgc.train import PROFILES, VARIANTS, Config
     from shared.cli import configure
 
     for variant, shape in {"full": (4, 6, 6), "grid3": (4, 6, 6), "grid12": (8, 12, 12)}.items():
         config = configure(Config, PROFILES, VARIANTS, "paper", variant, data=None, out=None)
         with torch.device("meta"):
-            net = build_model(config, 4, (1.0, 1.0, 1.0))
+            net = build_model(config, ("t1", "t1ce", "t2", "flair"))
             _, features = net.backbone(torch.empty(1, 4, *config.patch))
         assert features[net.level].shape[2:] == shape
         assert net.cgc.fine[0].in_channels == features[net.level].shape[1]
@@ -210,20 +223,20 @@ def test_segmentation_loss_is_half_cross_entropy_half_dice():
 def test_sliding_window_is_exact_for_a_pointwise_function():
     image = torch.randn(2, 11, 9, 13, generator=torch.Generator().manual_seed(0))
     for overlap in (0.0, 0.25, 0.5):
-        found = model.sliding_window(lambda x: x * 2 + 1, image, (4, 6, 5), overlap, batch=3)
+        found = inference.sliding_window(lambda x: x * 2 + 1, image, (4, 6, 5), overlap, batch=3)
         torch.testing.assert_close(found, image * 2 + 1)
     with pytest.raises(ValueError, match="smaller"):
-        model.sliding_window(lambda x: x, image, (12, 6, 5), 0.5)
+        inference.sliding_window(lambda x: x, image, (12, 6, 5), 0.5)
 
 
 def test_windows_without_overlap_are_blocks_and_overlapping_ones_are_weighted_by_distance():
     image = torch.arange(2 * 8 * 4 * 6, dtype=torch.float32).reshape(2, 8, 4, 6)
-    found = model.sliding_window(lambda x: x.mean((2, 3, 4), True) + 0 * x, image, (4, 4, 3), 0.0)
+    found = inference.sliding_window(lambda x: x.mean((2, 3, 4), True) + 0 * x, image, (4, 4, 3), 0.0)
     for z, x in ((0, 0), (0, 3), (4, 0), (4, 3)):
         block = image[:, z : z + 4, :, x : x + 3].mean((1, 2, 3))
         torch.testing.assert_close(found[:, z : z + 4, :, x : x + 3], block[:, None, None, None].expand(2, 4, 4, 3))
     line = torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0, 1.0])[None, :, None, None]  # windows 0:4 and 2:6, means 1/2 and 1
-    found = model.sliding_window(lambda x: x.mean((2, 3, 4), True) + 0 * x, line, (4, 1, 1), 0.5)[0, :, 0, 0]
+    found = inference.sliding_window(lambda x: x.mean((2, 3, 4), True) + 0 * x, line, (4, 1, 1), 0.5)[0, :, 0, 0]
     bell = [math.exp(-0.5 * d**2) for d in (-1.5, -0.5, 0.5, 1.5)]  # standard deviation a quarter of the window
     expected = (0.5 * bell[2] + 1.0 * bell[0]) / (bell[2] + bell[0])
     assert found[0] == 0.5 and found[5] == 1.0 and found[2].item() == pytest.approx(expected, rel=1e-5)
@@ -237,6 +250,7 @@ def test_lesion_component_is_the_brightest_of_plausible_size():
     assert proposal.lesion_component(np.array([0.0, 3.0, 2.0]), np.array([0.9, 0.001, 0.099]), rule) == 2
     assert proposal.lesion_component(np.array([0.0, 3.0, 2.0]), np.array([0.5, 0.4, 0.1]), rule) == 2
     assert proposal.lesion_component(np.array([0.0, 3.0]), np.array([0.5, 0.5]), rule) == 1
+    assert proposal.lesion_component(np.array([-1.0, 3.0]), np.array([0.1, 0.9]), rule) == 1  # a dark one is none
 
 
 def test_clean_up_keeps_the_large_pieces():
@@ -263,21 +277,59 @@ def test_mixture_recovers_a_known_one_and_posteriors_sum_to_one(volumes):
     flair, t2 = case.modalities.index("flair"), case.modalities.index("t2")
     for channel, means in ((flair, (-1.0, 0.5, 3.0)), (t2, (0.0, 2.0, 1.0))):
         image[channel] = (np.array(means)[truth] + 0.1 * rng.normal(size=brain.shape)) * brain
-    import dataclasses
-
     made = dataclasses.replace(case, image=torch.from_numpy(image))
-    mixture = proposal.fit_mixture(made, proposal.ProposalRule(components=3, voxels=2000, restarts=2), seed=0)
+    mixture = proposal.fit_mixture(made, proposal.ProposalRule(components=3, voxels=2000, restarts=2))
     np.testing.assert_allclose(np.sort(mixture.means[:, 0]), (-1.0, 0.5, 3.0), atol=0.05)
     np.testing.assert_allclose(mixture.posterior[:, brain].sum(0), 1, rtol=1e-4)
     assert mixture.means[mixture.lesion, 0] > 2.5
     np.testing.assert_array_equal(mixture.posterior[mixture.lesion] > 0.9, truth == 2)
 
 
-def test_proposals_survive_packing(volumes):
-    store, again = proposal.Proposals(), proposal.Proposals()
-    store.masks = {"a": torch.rand(3, 5, 7) > 0.5, "b": torch.zeros(1, 1, 3, dtype=torch.bool)}
-    again.load_state_dict(store.state_dict())
-    assert all(torch.equal(store.masks[name], again.masks[name]) for name in ("a", "b"))
+QUICK = proposal.ProposalRule(voxels=1000, restarts=1)
+
+
+def test_a_proposal_is_made_once_and_kept(volumes, kept, monkeypatch):
+    case, fits = volumes[0], []
+    fit = proposal.fit_mixture
+    monkeypatch.setattr(proposal, "fit_mixture", lambda *args: fits.append(args) or fit(*args))
+    first = proposal.gmm_proposal(case, QUICK)
+    again = proposal.gmm_proposal(case, QUICK)
+    assert len(fits) == 1 and torch.equal(first, again) and first.any()
+    (path,) = kept.iterdir()
+    for damage in (lambda: path.write_bytes(path.read_bytes()[:40]), lambda: np.save(path, np.zeros(3, np.uint8))):
+        damage()
+        assert torch.equal(proposal.gmm_proposal(case, QUICK), first)
+    assert len(fits) == 3
+    proposal.gmm_proposal(case, dataclasses.replace(QUICK, posterior=0.8))
+    proposal.gmm_proposal(dataclasses.replace(case, image=case.image * 1.01), QUICK)
+    assert len(fits) == 5 and len(list(kept.iterdir())) == 3  # another rule, another image: made anew
+
+
+def test_a_proposal_is_made_where_none_can_be_kept(volumes, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert proposal.gmm_proposal(volumes[0], QUICK).any()
+
+
+def test_the_proposal_is_the_same_in_all_trainings(root, tmp_path):
+    """It depends on no training's seed; the seed of its own changes it."""
+    from papers.cgc.train import proposals_of
+
+    def proposals(**values):
+        config = smoke_config("cgc", "full", root, tmp_path, **values)
+        return proposals_of(config, data.Volumes(root, "train", config.test_fraction), "cpu")
+
+    one = proposals(seed=0)
+    assert all(map(torch.equal, one, proposals(seed=1)))
+    assert not all(map(torch.equal, one, proposals(proposal_seed=1)))
+
+
+def test_the_profiles_make_the_proposal_as_the_paper_profile_does():
+    from papers.cgc.train import PROFILES, Config
+
+    for profile in ("cpu", "study", "paper"):
+        assert not [name for name in PROFILES[profile] if name.startswith(("gmm", "proposal", "posterior"))]
+    assert Config.gmm_voxels == 50000 and Config.gmm_restarts == 5
 
 
 def test_proposals_of_the_users_own(root, tmp_path):
@@ -435,7 +487,7 @@ def test_head_ct_has_one_channel_and_blood_is_proposed(tmp_path):
     assert volumes.modalities == ("ct",) and len(volumes) == 2
     case = volumes[0]
     assert case.image.shape[0] == 1 and case.spacing == (5.0, 4.0, 4.0)
-    found = proposal.gmm_proposal(case, proposal.ProposalRule(voxels=3000, restarts=1), 0)
+    found = proposal.gmm_proposal(case, proposal.ProposalRule(voxels=3000, restarts=1))
     truth = volumes.lesion(0)
     assert 2 * (found & truth).sum() / (found.sum() + truth.sum()) > 0.7
     make_ct(tmp_path, "CQ0", 3, bone=True)
@@ -449,7 +501,7 @@ def test_bad_volumes_are_named(root, tmp_path):
     files = data.image_files(folder)
     image = nifti.load(files["t2"])
     nifti.save(files["t2"], image.data[:-1], affine=image.affine)
-    with pytest.raises(InputError, match="_t2.nii.gz.*grid"):
+    with pytest.raises(InputError, match="_t2.nii.gz does not lie on the voxels"):
         data.read_case(files, folder.name)
     nifti.save(files["flair"], image.data + 1, like=image)
     with pytest.raises(InputError, match="_flair.nii.gz.*skull"):
@@ -469,34 +521,34 @@ def test_bad_volumes_are_named(root, tmp_path):
 def test_regions_hold_what_they_are_named_after():
     mask, brain = torch.zeros(24, 40, 40, dtype=torch.bool), torch.ones(24, 40, 40, dtype=torch.bool)
     mask[8:16, 10:20, 4:12] = True
-    rule = data.RegionRule((8, 12, 12))
+    rule = regions.RegionRule((8, 12, 12))
     torch.manual_seed(0)
     for _ in range(20):
-        start = data.lesion_region(mask, brain, rule, rule.size)
+        start = regions.lesion_region(mask, brain, rule, rule.size)
         place = tuple(slice(s, s + n) for s, n in zip(start, rule.size))
         assert mask[place].float().mean() >= 0.02
-        normal = data.normal_region(mask, brain, rule, rule.size, start)
+        normal = regions.normal_region(mask, brain, rule, rule.size, start)
         assert normal == (start[0], start[1], 40 - start[2] - 12)  # the other hemisphere is free: its mirror image
         place = tuple(slice(s, s + n) for s, n in zip(normal, rule.size))
         assert mask[place].float().mean() <= 0.001
     mask[:] = True
-    assert data.normal_region(mask, brain, rule, rule.size, None) is not None
+    assert regions.normal_region(mask, brain, rule, rule.size, None) is not None
 
 
 def test_a_normal_region_in_the_mirror_lesion_is_avoided():
     mask, brain = torch.zeros(16, 24, 48, dtype=torch.bool), torch.ones(16, 24, 48, dtype=torch.bool)
     mask[4:12, 6:18, 4:14] = True
     mask[4:12, 6:18, 34:44] = True
-    rule = data.RegionRule((8, 8, 8), tries=200)
+    rule = regions.RegionRule((8, 8, 8), tries=200)
     torch.manual_seed(0)
-    start = data.normal_region(mask, brain, rule, rule.size, (4, 8, 5))
+    start = regions.normal_region(mask, brain, rule, rule.size, (4, 8, 5))
     assert not mask[tuple(slice(s, s + 8) for s in start)].any()
 
 
 def test_augmentation_moves_image_and_mask_together(volumes):
     masks = [volumes.lesion(index) for index in range(len(volumes))]
-    rule = data.RegionRule((8, 12, 12))
-    marked = data.RegionPairs(volumes, masks, rule, scale=0.1, flip=True)
+    rule = regions.RegionRule((8, 12, 12))
+    marked = regions.RegionPairs(volumes, masks, rule, regions.Augmentation(scale=0.1, flip=True))
     for number, mask in enumerate(masks):  # an image that is the mask itself
         volumes._cache[number].image[:] = mask.float() * volumes._cache[number].brain
     torch.manual_seed(0)
@@ -511,7 +563,7 @@ def test_augmentation_moves_image_and_mask_together(volumes):
 
 # --- no label is looked at -------------------------------------------------------------------------------
 
-WITHOUT_LABELS = ["gmm", "mumford_shah", "ae", "backbone", "full"]
+WITHOUT_LABELS = ["brightness", "mumford_shah", "ae", "backbone", "full"]
 
 
 def test_training_gives_the_same_weights_whatever_the_labels_are(root, tmp_path):
@@ -530,44 +582,83 @@ def test_training_gives_the_same_weights_whatever_the_labels_are(root, tmp_path)
             contents.append(load_checkpoint(tmp_path / name / variant / "checkpoint.pt"))
         for a, b in zip(contents[0]["models"], contents[1]["models"]):
             assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), variant
-        if variant == "gmm":
-            a, b = (content["objects"]["proposals"] for content in contents)
-            assert a.keys() == b.keys() and all(torch.equal(a[key]["bits"], b[key]["bits"]) for key in a)
     with pytest.raises(InputError, match="_seg.nii.gz"):
         train_variant("cgc", "supervised", garbage, tmp_path / "supervised")
 
 
-def test_a_stored_proposal_gives_the_same_run_as_a_new_one(root, tmp_path):
-    from shared.checkpoints import load_checkpoint
-    from shared.training_log import read_log
+def test_full_supervision_sees_the_same_regions_with_the_truth(root, volumes):
+    truth = [volumes.lesion(index) for index in range(len(volumes))]
+    proposals = [mask.roll(2, 0) for mask in truth]
+    rule, augmentation = regions.RegionRule((8, 12, 12)), regions.Augmentation(0.1, 0.2, 0.1, True)
+    items = []
+    for targets in (None, truth):
+        torch.manual_seed(0)
+        pairs = regions.RegionPairs(volumes, proposals, rule, augmentation, targets)
+        items.append([pairs[index] for index in range(len(pairs))])
+    for one, other in zip(*items):
+        assert torch.equal(one["image"], other["image"]) and torch.equal(one["brain"], other["brain"])
+    assert any(not torch.equal(one["mask"], other["mask"]) for one, other in zip(*items))
 
-    train_variant("cgc", "gmm", root, tmp_path / "gmm")
-    train_variant("cgc", "full", root, tmp_path / "stored", init=tmp_path / "gmm" / "checkpoint.pt")
-    train_variant("cgc", "full", root, tmp_path / "new")
-    log = read_log(tmp_path / "stored" / "log.csv")
-    assert log["loss"] == read_log(tmp_path / "new" / "log.csv")["loss"]
-    assert {"segmentation", "coarse", "fine"} <= set(log)
-    a, b = (load_checkpoint(tmp_path / name / "checkpoint.pt")["models"][0] for name in ("stored", "new"))
-    assert all(torch.equal(a[key], b[key]) for key in a)
-    with pytest.raises(InputError, match="method is mumford_shah"):
-        train_variant("cgc", "full_ms", root, tmp_path / "ms", init=tmp_path / "gmm" / "checkpoint.pt")
+
+def test_single_regions_lie_beside_the_proposal_or_anywhere(volumes):
+    proposals = [volumes.lesion(index) for index in range(len(volumes))]
+    marked = [mask.float() * 100 for mask in proposals]
+    rule = regions.RegionRule((6, 8, 8), brain_coverage=0.3, tries=200)
+    for index, mask in enumerate(marked):
+        volumes[index].image[0] = mask
+    torch.manual_seed(0)
+    beside = regions.SingleRegions(volumes, proposals, rule, regions.Augmentation())
+    assert all(beside[index]["region"][:, 0].max() == 0 for index in range(len(beside)) for _ in range(5))
+    anywhere = regions.SingleRegions(volumes, None, rule, regions.Augmentation())
+    items = [anywhere[index] for index in range(len(anywhere)) for _ in range(5)]
+    volumes._cache.clear()
+    assert max(float(item["region"].max()) for item in items) == 100
+    assert items[0]["region"].shape == (2, 4, 6, 8, 8) and items[0]["inside"].shape == (2, 6, 8, 8)
+
+
+def test_the_proposal_of_another_network_needs_its_checkpoint(root, tmp_path):
+    train_variant("cgc", "backbone", root, tmp_path / "backbone")
+    with pytest.raises(InputError, match="expected a checkpoint of mumford_shah"):
+        train_variant("cgc", "full_ms", root, tmp_path / "ms", init=tmp_path / "backbone" / "checkpoint.pt")
+    with pytest.raises(InputError, match="needs --init"):
+        train_variant("cgc", "full_ms", root, tmp_path / "ms2")
 
 
 # --- evaluation ------------------------------------------------------------------------------------------
 
 
-def test_scores_are_in_mm_and_an_empty_prediction_gains_nothing():
+def test_scores_are_in_mm_and_an_empty_mask_is_counted_apart():
     from papers.cgc.eval import score
 
     truth = torch.zeros(10, 10, 10, dtype=torch.bool)
     truth[2:8, 2:8, 2:8] = True
     shifted = truth.roll(1, 0)
-    fine, coarse = score(shifted, truth, (1.0, 1.0, 1.0)), score(shifted, truth, (3.0, 3.0, 3.0))
-    assert coarse["assd"] == pytest.approx(3 * fine["assd"]) and fine["dice"] == pytest.approx(5 / 6)
-    assert fine["sensitivity"] == pytest.approx(5 / 6)
-    nothing = score(torch.zeros_like(truth), truth, (1.0, 2.0, 2.0))
-    assert nothing["dice"] == nothing["sensitivity"] == 0
-    assert nothing["assd"] == pytest.approx(math.sqrt(100 + 400 + 400))
+    overlap, fine = score(shifted, truth, (1.0, 1.0, 1.0))
+    _, coarse = score(shifted, truth, (3.0, 3.0, 3.0))
+    assert coarse["assd"] == pytest.approx(3 * fine["assd"])
+    assert overlap == {"dice": pytest.approx(5 / 6), "sensitivity": pytest.approx(5 / 6), "empty": 0.0}
+    overlap, nothing = score(torch.zeros_like(truth), truth, (1.0, 2.0, 2.0))
+    assert nothing is None and overlap == {"dice": 0.0, "sensitivity": 0.0, "empty": 1.0}
+
+
+def test_a_case_with_nothing_found_has_no_surface(root, tmp_path, monkeypatch):
+    from papers.cgc import eval as evaluation
+
+    train_variant("cgc", "gmm", root, tmp_path / "run")
+    segment, calls = evaluation.segment, []
+
+    def nothing_at_first(*args):
+        found = segment(*args)
+        calls.append(found)
+        return torch.zeros_like(found) if len(calls) == 1 else torch.ones_like(found)
+
+    monkeypatch.setattr(evaluation, "segment", nothing_at_first)
+    evaluation.evaluate(root, tmp_path / "run" / "checkpoint.pt", tmp_path / "out", "cpu")
+    with (tmp_path / "out" / "metrics.csv").open(newline="") as file:
+        rows = {row["case"]: row for row in csv.DictReader(file)}
+    names = data.Volumes(root, "test", 0.34).names
+    assert list(rows) == [f"mask/{name}" for name in names] + [f"surface/{name}" for name in names[1:]]
+    assert rows[f"mask/{names[0]}"]["empty"] == "1.0" and rows[f"mask/{names[0]}"]["assd"] == ""
 
 
 def test_make_pseudo_and_embedding_pictures(root, tmp_path):
@@ -586,6 +677,14 @@ def test_make_pseudo_and_embedding_pictures(root, tmp_path):
     figure, probability = tmp_path / "own.png", tmp_path / "probability.nii.gz"
     checkpoint = tmp_path / "full" / "checkpoint.pt"
     evaluation.apply(checkpoint, flair, tmp_path / "own.nii.gz", probability, figure, "cpu")
+    sister = Path(str(flair).replace("_flair", "_t2"))
+    for output in (sister, flair):
+        with pytest.raises(InputError, match="is the input itself"):
+            evaluation.make_pseudo(flair, output)
+        with pytest.raises(InputError, match="is the input itself"):
+            evaluation.apply(checkpoint, flair, tmp_path / "other.nii.gz", output, device="cpu")
+    with pytest.raises(InputError, match="outputs"):
+        evaluation.apply(checkpoint, flair, probability, probability, device="cpu")
     found, likely = nifti.load(tmp_path / "own.nii.gz").data, nifti.load(probability).data
     assert ((likely > 0.5) >= (found > 0)).all() and figure.exists()
 
@@ -597,7 +696,7 @@ def test_a_scan_of_another_kind_is_refused(root, tmp_path):
     source = sorted(root.glob("*/*/*_flair.nii.gz"))[0]
     alone = tmp_path / "x_flair.nii.gz"
     shutil.copyfile(source, alone)
-    with pytest.raises(InputError, match="4 modalities"):
+    with pytest.raises(InputError, match="4 modalities t1, t1ce, t2, flair"):
         evaluation.apply(tmp_path / "run" / "checkpoint.pt", alone, tmp_path / "out.nii.gz", device="cpu")
     for path in source.parent.glob("*.nii.gz"):
         image = nifti.load(path)
@@ -642,7 +741,8 @@ def test_smooth_noise_has_its_wavelength():
 
 
 def test_standin_is_deterministic_and_has_tumours(root, tmp_path):
-    again = standin.generate(tmp_path / "again", seed=1, size="smoke")
+    again = tmp_path / "again"
+    standin.generate(again, seed=1, size="smoke")
     files = sorted(path.relative_to(root) for path in root.rglob("*.nii.gz"))
     assert len(files) == 30
     for name in files:
@@ -653,8 +753,22 @@ def test_standin_is_deterministic_and_has_tumours(root, tmp_path):
         assert 0.005 < (labels > 0).sum() / brain.sum() < 0.15
         assert not (labels[~brain] > 0).mean() > 0.001
         assert ((labels == 4).any()) == ("HGG" in str(path))
-    with pytest.raises(InputError, match="already exists"):
+    with pytest.raises(InputError, match="already"):
         standin.generate(root, size="smoke")
+
+
+def test_lesions_that_are_no_tumour_lie_elsewhere_in_every_case():
+    """Else the position alone would tell where a proposal errs, and all that is trained on it would learn the error."""
+    grid, counts, white = simulator.Grid((40, 48, 40), 4.0), 0, 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        brain = simulator.healthy_brain(rng, grid)
+        counts = counts + (simulator.add_gliosis(rng, brain) > 0.3)
+        white = white + (brain.tissue == simulator.WHITE)
+    assert counts.sum() > 100  # there are some
+    assert counts.max() <= 4  # of 12: nowhere in a third of the brains
+    often = counts >= 2
+    assert often.sum() < 0.3 * (counts >= 1).sum()
 
 
 @pytest.mark.parametrize("name", ["model", "autoencoder"])
