@@ -759,14 +759,13 @@ def test_standin_is_deterministic_and_has_tumours(root, tmp_path):
 
 def test_lesions_that_are_no_tumour_lie_elsewhere_in_every_case():
     """Else the position alone would tell where a proposal errs, and all that is trained on it would learn the error."""
-    grid, counts, white = simulator.Grid((40, 48, 40), 4.0), 0, 0
-    for seed in range(12):
+    grid, counts = simulator.Grid((40, 48, 40), 4.0), 0
+    for seed in range(8):
         rng = np.random.default_rng(seed)
         brain = simulator.healthy_brain(rng, grid)
         counts = counts + (simulator.add_gliosis(rng, brain) > 0.3)
-        white = white + (brain.tissue == simulator.WHITE)
     assert counts.sum() > 100  # there are some
-    assert counts.max() <= 4  # of 12: nowhere in a third of the brains
+    assert counts.max() <= 3  # of 8
     often = counts >= 2
     assert often.sum() < 0.3 * (counts >= 1).sum()
 
