@@ -27,7 +27,7 @@ class Setting:
     cases: int
 
 
-SMALL = Setting(4.0, 2, 42)  # a region of 16 x 24 x 24 voxels covers the 64 x 96 x 96 mm of the paper profile
+SMALL = Setting(4.0, 2, 60)  # a region of 16 x 24 x 24 voxels covers the 64 x 96 x 96 mm of the paper profile
 SETTINGS = {"smoke": Setting(6.0, 2, 6), "cpu": SMALL, "study": SMALL, "paper": Setting(1.0, 1, 60)}
 FIELD_OF_VIEW_MM = (240, 240, 156)
 BRAIN_MM = (156, 192, 156)  # the phantom is simulated in this box only

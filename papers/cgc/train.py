@@ -108,13 +108,13 @@ class Config(RunConfig):
 
 
 SMALL = {
-    "patch": (16, 24, 24), "widths": (8, 16, 32), "norm": "batch", "steps": 400, "embedding": 32, "lr": 3e-3,
-    "code": 64, "overlap": 0.25, "test_fraction": 0.334,
+    "patch": (16, 24, 24), "widths": (8, 16, 32), "norm": "batch", "steps": 500, "embedding": 32, "lr": 3e-3,
+    "code": 64, "overlap": 0.25, "test_fraction": 0.5,
 }  # fmt: skip
 PROFILES = {
     "smoke": {
-        "patch": (8, 12, 12), "widths": (4, 8, 8), "norm": "batch", "steps": 4, "embedding": 8, "gmm_voxels": 1000,
-        "gmm_restarts": 1, "code": 4, "overlap": 0.0, "test_fraction": 0.34, "segments": 3,
+        "patch": (8, 12, 12), "widths": (4, 8, 8), "norm": "batch", "steps": 24, "lr": 1e-2, "embedding": 8,
+        "gmm_voxels": 1000, "gmm_restarts": 1, "code": 4, "overlap": 0.0, "test_fraction": 0.34, "segments": 3,
     },
     "cpu": SMALL,
     "study": SMALL,
