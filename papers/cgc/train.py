@@ -113,7 +113,7 @@ SMALL = {
 }  # fmt: skip
 PROFILES = {
     "smoke": {
-        "patch": (8, 12, 12), "widths": (4, 8, 8), "norm": "batch", "steps": 24, "lr": 1e-2, "embedding": 8,
+        "patch": (8, 12, 12), "widths": (8, 16), "norm": "batch", "steps": 12, "lr": 1e-2, "embedding": 8,
         "gmm_voxels": 1000, "gmm_restarts": 1, "code": 4, "overlap": 0.0, "test_fraction": 0.34, "segments": 3,
     },
     "cpu": SMALL,
