@@ -32,7 +32,7 @@ from tests.test_contract import each_paper, module
 
 NOT_YET = {"dkuxnet"}
 """papers whose data.py has not been adapted to `shared.readers` and `shared.photo`"""
-NOT_YET_APPLY = {"sr4zct"}
+NOT_YET_APPLY: set[str] = set()
 """papers whose `apply` has not"""
 NOTES = {"standin.json", "STANDIN.txt"}  # what a stand-in says about itself; nothing reads them
 FILE_FAULTS = {"garbage", "empty", "half", "a web page instead"}

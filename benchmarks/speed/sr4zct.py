@@ -31,8 +31,8 @@ def concatenating(network: MSD, image: Tensor) -> Tensor:
     """The same network by its definition (for an image that needs no standardisation)."""
     features, start = image, 0
     for layer, dilation in enumerate(network.dilations, 1):
-        taps = network.kernels[start : start + 9 * layer].view(3, 3, layer).permute(2, 0, 1)[None]
-        start += 9 * layer
+        taps = network.kernels[:, start : start + layer].reshape(3, 3, layer).permute(2, 0, 1)[None]
+        start += layer
         padded = _Pad.apply(features, dilation)
         new = F.conv2d(padded, taps, network.biases[layer - 1 : layer], dilation=dilation).relu()
         features = torch.cat([features, new], dim=1)

@@ -1,7 +1,10 @@
 """Stand-in for the lung CTs of SR4ZCT: thin-slice volumes in the layout of MSD Task06_Lung, and a routine scan.
 
-imagesTr/lung_*.nii.gz hold chests (`chest_ct`) with thin slices. routine/chest.nii.gz is what a user has: 5 mm slices
-every 2.5 mm, with the thickness in a .json beside it, as dcm2niix writes it.
+imagesTr/lung_*.nii.gz hold chests (`chest_ct`) with thin slices. The volumes that the supervised baseline learns from
+come from other scans than the one that is tested: a wider field of view, hence larger voxels, a softer kernel, a lower
+dose. That is the gap between training and test data which the paper holds against supervised learning.
+routine/chest.nii.gz is what a user has: 5 mm slices every 2.5 mm, with the thickness in a .json beside it, as dcm2niix
+writes it.
 """
 
 import json
@@ -16,8 +19,26 @@ NAMES = ("lung_006", "lung_014", "lung_022", "lung_023")  # those of the paper
 
 
 @dataclass(frozen=True)
+class Protocol:
+    """How a chest was scanned, beside what `chest_ct` has in all of them."""
+
+    zoom: float = 1.0
+    """voxels are this many times as large as the test volume's, by a wider field of view"""
+    kernel_mm: float = 0.0
+    """standard deviation of the in-plane blur by a softer reconstruction kernel"""
+    noise_hu: float = 0.0
+    """more noise by a lower dose"""
+
+
+PROTOCOLS = {
+    "lung_006": Protocol(1.3, 0.5, 20.0), "lung_014": Protocol(1.15, 0.35, 12.0), "lung_022": Protocol(1.2, 0.6, 25.0),
+    "lung_023": Protocol(),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Setting:
-    """Names of the volumes, and their grid: cubic voxels around a centre in the patient's coordinates, mm."""
+    """Names of the volumes, and the test volume's grid: cubic voxels around a centre in patient coordinates, mm."""
 
     names: tuple[str, ...]
     shape: tuple[int, int, int]
@@ -28,7 +49,7 @@ class Setting:
 SETTINGS = {
     "smoke": Setting(("lung_006", "lung_023"), (42, 42, 42), 0.75, (-100.0, 0.0, 4.0)),
     "cpu": Setting(NAMES[:4], (150, 150, 108), 0.75, (-80.0, 0.0, 4.0)),  # a small field of view around one lung
-    "paper": Setting(NAMES, (440, 340, 240), 0.8, (0.0, 0.0, 20.0)),
+    "paper": Setting(NAMES, (460, 356, 252), 0.76, (0.0, 0.0, 20.0)),
 }
 ROUTINE = {"pixel": 1.0, "thickness": 5.0, "overlap": 2.5}  # mm
 
@@ -55,20 +76,22 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
     if size not in SETTINGS:
         raise InputError(f"unknown size '{size}': choose one of {', '.join(SETTINGS)}")
     setting = SETTINGS[size]
-    origin = [c - (n - 1) / 2 * setting.voxel_mm for n, c in zip(setting.shape, setting.centre_mm)]
+    extent = np.array(setting.shape) * setting.voxel_mm
 
     def affine(voxel: tuple[float, float, float]) -> np.ndarray:
-        """Of LPS data whose first voxel's outer corner is that of the thin-slice grid."""
-        corner = np.array(origin) - setting.voxel_mm / 2 + np.array(voxel) / 2
+        """Of LPS data whose first voxel's outer corner is that of the field of view."""
+        corner = np.array(setting.centre_mm) - extent / 2 + np.array(voxel) / 2
         matrix = np.diag([-voxel[0], -voxel[1], voxel[2], 1.0])
         matrix[:3, 3] = corner * (-1, -1, 1)
         return matrix
 
     with complete_or_absent(out) as folder:
         for number, name in enumerate(setting.names):
-            rng = np.random.default_rng([seed, number])
-            hu = chest_ct(rng, setting.shape, setting.voxel_mm, setting.centre_mm)
-            nifti.save(folder / "imagesTr" / f"{name}.nii.gz", hu, affine=affine((setting.voxel_mm,) * 3))
+            rng, protocol = np.random.default_rng([seed, number]), PROTOCOLS[name]
+            voxel_mm = setting.voxel_mm * protocol.zoom
+            shape = tuple(int(length) for length in np.floor(extent / voxel_mm))
+            hu = scanned(chest_ct(rng, shape, voxel_mm, setting.centre_mm), voxel_mm, protocol, rng)
+            nifti.save(folder / "imagesTr" / f"{name}.nii.gz", hu, affine=affine((voxel_mm,) * 3))
         rng = np.random.default_rng([seed, len(NAMES)])
         thick = torch.from_numpy(chest_ct(rng, setting.shape, setting.voxel_mm, setting.centre_mm).astype(np.float32))
         in_plane = SliceGeometry(setting.voxel_mm, ROUTINE["pixel"], 0.0)
@@ -82,3 +105,14 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
         sidecar = {"Modality": "CT", "SliceThickness": slices.thickness, "SpacingBetweenSlices": slices.spacing}
         path.with_name("chest.json").write_text(json.dumps(sidecar, indent=1) + "\n", "utf-8")
     return Path(out)
+
+
+def scanned(hu: np.ndarray, voxel_mm: float, protocol: Protocol, rng: np.random.Generator) -> np.ndarray:
+    """A chest (X, Y, Z) int16 as the protocol shows it: blurred in-plane, with more noise of the same texture."""
+    from scipy import ndimage
+
+    kernel = (protocol.kernel_mm / voxel_mm, protocol.kernel_mm / voxel_mm, 0)
+    blurred = ndimage.gaussian_filter(hu.astype(np.float32), kernel)
+    noise = ndimage.gaussian_filter(rng.standard_normal(hu.shape, dtype=np.float32), (0.6, 0.6, 0))
+    noise *= np.float32(protocol.noise_hu / noise.std())
+    return np.clip(np.round(blurred + noise), -1024, 3071).astype(np.int16)

@@ -1,12 +1,10 @@
-"""Thin-slice CT volumes in the layout of MSD Task06_Lung, a user's own scan, and the training pairs made from them.
+"""Thin-slice CT volumes in the layout of MSD Task06_Lung, and the training pairs that are made from volumes.
 
 DATA/imagesTr/lung_*.nii.gz, CT numbers in HU, slices of 1 mm or less. Arrays are (X, Y, Z) float32; a coronal image
 is (Z, X), a sagittal one (Z, Y).
 """
 
-import json
 import math
-import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +15,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from papers.sr4zct.scaling import SliceGeometry, box_matrix, degrade, multiply_along, upscale
-from shared import dicom, nifti, resample
+from shared import nifti, resample
 from shared.errors import InputError
 
 HU_RANGE = (-1024.0, 2000.0)  # metal and calibration outliers beyond are clipped in data sets, not in a user's scan
 BODY_HU = -500.0
+KEPT_BYTES = 2**28  # of training inputs in memory: blurring an image takes about as long as a small network's update
 
 
 def parse_setting(text: str, pixel: float) -> SliceGeometry:
@@ -103,103 +102,6 @@ def body_box(reference: Tensor) -> tuple[slice, slice]:
     return slice(int(x[0]), int(x[-1]) + 1), slice(int(y[0]), int(y[-1]) + 1)
 
 
-# --- a user's own scan -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Scan:
-    """An anisotropic CT as it came, turned so that the slices lie along the last axis."""
-
-    hu: Tensor
-    """(X, Y, K) float32; x and y are the in-plane axes in the file's order"""
-    geometry: SliceGeometry
-    image: nifti.Image
-    slice_axis: int
-    """the file's axis that the slices are stacked along"""
-
-    def isotropic_affine(self) -> np.ndarray:
-        """Voxel to world of the enhanced volume, in the file's axis order.
-
-        The first slice reaches r^z / 2 to either side of its centre, and the first new voxel lies at its outer end:
-        the origin moves by (r^xy - r^z) / 2 along the slice axis.
-        """
-        affine = self.image.affine.copy()
-        direction = affine[:3, self.slice_axis] / np.linalg.norm(affine[:3, self.slice_axis])
-        affine[:3, self.slice_axis] = direction * self.geometry.pixel
-        affine[:3, 3] += direction * (self.geometry.pixel - self.geometry.thickness) / 2
-        return affine
-
-    def to_file_order(self, volume: Tensor) -> np.ndarray:
-        """An (X, Y, Z') volume with the slice axis where the file has it."""
-        return np.moveaxis(volume.cpu().numpy(), 2, self.slice_axis)
-
-
-def read_scan(path: Path, thickness: float | None = None) -> Scan:
-    """A CT volume as NIfTI, or a folder with one DICOM series.
-
-    The slices are stacked along the axis with the largest spacing. That spacing says nothing about their thickness,
-    which NIfTI doesn't record. It is, in this order: `thickness`; the tag SliceThickness of the DICOM files; the
-    "SliceThickness" of a .json beside the NIfTI file, as dcm2niix writes it; with a warning, the spacing.
-
-    Args:
-        path: .nii, .nii.gz, or a folder.
-        thickness: of a slice, mm.
-
-    Raises:
-        InputError: a missing or broken file, fewer than three slices, pixels that aren't square, or slices no
-            thicker than the pixels are wide.
-    """
-    path = Path(path)
-    image = dicom.load(path) if path.is_dir() else nifti.load(path, ndim=3)
-    axis = int(np.argmax(image.spacing))
-    in_plane = [image.spacing[k] for k in range(3) if k != axis]
-    if abs(in_plane[0] - in_plane[1]) > 0.01 * in_plane[0]:
-        raise InputError(f"{path}: in-plane pixels must be square, found {in_plane[0]:g} x {in_plane[1]:g} mm")
-    if image.shape[axis] < 3:
-        raise InputError(f"{path}: a volume needs at least three slices, found {image.shape[axis]}")
-    spacing, pixel = image.spacing[axis], float(np.mean(in_plane))
-    if thickness is None:
-        thickness = _thickness_of_dicom(path) if path.is_dir() else _thickness_of_sidecar(path)
-    if thickness is None:
-        thickness = spacing
-        warnings.warn(
-            f"{path} doesn't say how thick its slices are; taking their spacing, {spacing:g} mm, as if they didn't "
-            "overlap. If they do, give the thickness: the wrong one makes artefacts.",
-            stacklevel=2,
-        )
-    if not math.isfinite(thickness) or thickness <= pixel * 1.01:
-        raise InputError(
-            f"{path}: slices of {thickness:g} mm are no thicker than the pixels are wide ({pixel:g} mm), so there is "
-            "nothing to enhance"
-        )
-    hu = torch.from_numpy(np.ascontiguousarray(np.moveaxis(image.data, axis, 2), dtype=np.float32))
-    return Scan(hu, SliceGeometry(pixel, float(thickness), float(thickness - spacing)), image, axis)
-
-
-def _thickness_of_sidecar(path: Path) -> float | None:
-    sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
-    if not sidecar.is_file():
-        return None
-    try:
-        content = json.loads(sidecar.read_text("utf-8"))
-        return float(content["SliceThickness"]) if "SliceThickness" in content else None
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{sidecar}: expected JSON as dcm2niix writes it, with SliceThickness in mm") from error
-
-
-def _thickness_of_dicom(folder: Path) -> float | None:
-    import SimpleITK as sitk
-
-    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(names[0])
-    reader.ReadImageInformation()
-    try:
-        return float(reader.GetMetaData("0018|0050"))
-    except (RuntimeError, ValueError):  # no such tag, or an empty one
-        return None
-
-
 # --- training pairs ----------------------------------------------------------------------------------------
 
 
@@ -262,16 +164,24 @@ class AxialPairs(Pairs):
     def __init__(self, volume: Tensor, geometry: SliceGeometry, samples: int = 9, smore_stride: int = 0, crop: int = 0):
         self.images = volume.permute(2, 1, 0).contiguous()  # (K, Y, X)
         self.geometry, self.samples, self.smore_stride, self.crop = geometry, samples, smore_stride, crop
+        self.kept: dict[int, Tensor] | None = {} if 2 * self.images.nbytes <= KEPT_BYTES else None
 
     def __len__(self) -> int:
         return 2 * len(self.images)
 
     def pair(self, index: int) -> tuple[Tensor, Tensor]:
         image = self.images[index // 2]
-        if index % 2 == 0:
-            return degrade(image, self.geometry, -2, self.samples, self.smore_stride), image
-        degraded = degrade(image, self.geometry, -1, self.samples, self.smore_stride)
-        return torch.rot90(degraded), torch.rot90(image)
+        return self._input(index), image if index % 2 == 0 else torch.rot90(image)
+
+    def _input(self, index: int) -> Tensor:
+        if self.kept is not None and index in self.kept:
+            return self.kept[index]
+        axis = -2 if index % 2 == 0 else -1
+        degraded = degrade(self.images[index // 2], self.geometry, axis, self.samples, self.smore_stride)
+        degraded = degraded if axis == -2 else torch.rot90(degraded)
+        if self.kept is not None:
+            self.kept[index] = degraded
+        return degraded
 
 
 class ThroughPlanePairs(Pairs):

@@ -72,7 +72,7 @@ def _taps(maps: Tensor, dilation: int, margin: int) -> list[Tensor]:
 class _DenseLayers(Function):
     """All hidden layers in one buffer: image (B, 1, H, W) -> features (B, n + 1, H, W), the image first.
 
-    `kernels` holds the taps (9, i) of layer i = 1, 2, ... one after the other.
+    `kernels` (9, n (n + 1) / 2) holds the taps (9, i) of layer i = 1, 2, ... side by side.
     """
 
     @staticmethod
@@ -120,9 +120,8 @@ class _DenseLayers(Function):
 
 
 def _split(kernels: Tensor, depth: int) -> list[Tensor]:
-    """Views (9, i) of the flat kernels, for the layers i = 1 to depth."""
-    parts = kernels.split([9 * layer for layer in range(1, depth + 1)])
-    return [part.view(9, layer) for layer, part in enumerate(parts, 1)]
+    """Views (9, i) of the kernels, for the layers i = 1 to depth."""
+    return list(kernels.split(list(range(1, depth + 1)), dim=1))
 
 
 class MSD(nn.Module):
@@ -158,18 +157,24 @@ class MSD(nn.Module):
         super().__init__()
         if depth < 1 or dilations < 1:
             raise InputError(f"an MS-D network needs depth and dilations of at least 1, got {depth} and {dilations}")
-        self.dilations = tuple(1 + layer % dilations for layer in range(depth))
-        deviation = math.sqrt(2 / (9 * depth + 1))  # as in msd_pytorch: 9 taps of depth maps, and one output
-        self.kernels = nn.Parameter(deviation * torch.randn(9 * depth * (depth + 1) // 2))
-        self.biases = nn.Parameter(torch.zeros(depth))
-        self.output_weights = nn.Parameter(torch.zeros(depth + 1))
-        self.output_bias = nn.Parameter(torch.zeros(1))
-        if identity:
-            self.output_weights.data[0] = 1.0
+        self.identity, self.dilations = identity, tuple(1 + layer % dilations for layer in range(depth))
+        self.kernels = nn.Parameter(torch.empty(9, depth * (depth + 1) // 2))
+        self.biases = nn.Parameter(torch.empty(depth))
+        self.output_weights = nn.Parameter(torch.empty(depth + 1))
+        self.output_bias = nn.Parameter(torch.empty(1))
+        self.reset_parameters()
         for name in ("input_mean", "target_mean"):
             self.register_buffer(name, torch.zeros(()))
         for name in ("input_deviation", "target_deviation"):
             self.register_buffer(name, torch.ones(()))
+
+    def reset_parameters(self) -> None:
+        depth = len(self.dilations)
+        nn.init.normal_(self.kernels, std=math.sqrt(2 / (9 * depth + 1)))  # 9 taps of depth maps, and one output
+        for parameter in (self.biases, self.output_weights, self.output_bias):
+            nn.init.zeros_(parameter)
+        if self.identity:
+            self.output_weights.data[0] = 1.0
 
     def set_scale(self, inputs: Tensor, targets: Tensor) -> None:
         """Fix the scale layers by the mean and standard deviation of training images, in HU."""

@@ -12,8 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from papers.sr4zct import data, eval, model, scaling
+from papers.sr4zct import data, eval, model, scaling, through_plane
 from papers.sr4zct.scaling import SliceGeometry
+from papers.sr4zct.scan import read_scan
 from papers.sr4zct.train import PROFILES, SETTINGS, VARIANTS, Config, axial_pairs, networks_of, settings_of
 from shared import nifti
 from shared.cli import configure
@@ -55,6 +56,17 @@ def test_downscaling_against_loops(geometry):
     expected = slow_downscale(column.double().tolist(), geometry, 9)
     assert len(expected) == geometry.rows(37)
     torch.testing.assert_close(found[:, 0], torch.tensor(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_a_matched_stride_of_smore_is_what_slices_are_made_with():
+    """Stride 3 at 5/2 mm and stride 2 at 5/3 mm: the evaluation's own operator, on pixels of 1 mm to the last bit."""
+    for stride, overlap in ((3, 2.0), (2, 3.0)):
+        made = scaling.box_matrix(41, SliceGeometry(1.0, 5.0, overlap)).to_dense()
+        torch.testing.assert_close(scaling.convolution_matrix(41, 5, stride).to_dense(), made)
+    made = scaling.box_matrix(41, SliceGeometry(1.0, 5.0, 2.5)).to_dense()
+    for stride in (2, 3):
+        known = scaling.convolution_matrix(41, 5, stride).to_dense()
+        assert len(known) != len(made) and (known[3] - made[3]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
@@ -163,8 +175,8 @@ def slow_msd(network: model.MSD, image: torch.Tensor) -> torch.Tensor:
         index = np.pad(np.arange(image.shape[2]), dilation, "symmetric")
         columns = np.pad(np.arange(image.shape[3]), dilation, "symmetric")
         padded = features[:, :, index][:, :, :, columns]
-        taps = network.kernels[start : start + 9 * layer].view(3, 3, layer)
-        start += 9 * layer
+        taps = network.kernels[:, start : start + layer].reshape(3, 3, layer)
+        start += layer
         new = F.conv2d(padded, taps.permute(2, 0, 1)[None], network.biases[layer - 1 : layer], dilation=dilation)
         features = torch.cat([features, new.relu()], dim=1)
     output = F.conv2d(features, network.output_weights[None, :, None, None], network.output_bias)
@@ -245,7 +257,7 @@ def test_a_volume_is_taken_image_by_image_the_right_way_up():
     volume = torch.rand(4, 5, 6)
     for view in ("cor", "sag"):
         torch.testing.assert_close(model.enhance_volume(Shift(), volume, view), volume.roll(1, dims=2))
-        images = eval.through_plane(volume, view)
+        images = through_plane.through_plane(volume, view)
         index = (slice(None), 2) if view == "cor" else (2, slice(None))
         torch.testing.assert_close(images[2], volume[index].T)
     batched = model.enhance_images(Shift(), torch.rand(7, 6, 4), pixels_at_once=50)
@@ -269,6 +281,7 @@ def test_axial_pairs_are_blurred_vertically_and_match_their_targets():
         torch.testing.assert_close(target, torch.rot90(axial))
         # rotated by 90 degrees, what was horizontal is vertical; from the other end, as rot90 turns columns upside down
         torch.testing.assert_close(torch.rot90(degraded, -1), scaling.degrade(axial, geometry, -1))
+        torch.testing.assert_close(pairs.pair(2 * number + 1)[0], degraded)  # again, out of memory
     for index in range(6):  # what was blurred is the vertical axis
         degraded, target = pairs.pair(index)
         assert (degraded.diff(dim=0).square().mean() / degraded.diff(dim=1).square().mean()) < 0.5
@@ -315,8 +328,9 @@ def test_variants_take_part_where_the_paper_has_them():
     def configured(variant):
         return configure(Config, PROFILES, VARIANTS, "paper", variant, data=None, out=None)
 
-    assert settings_of(configured("full")) == SETTINGS and len(SETTINGS) == 6
-    assert settings_of(configured("smore2")) == ("5/2.5", "5/2", "5/3")
+    assert settings_of(configured("full")) == ("5/2.5",) == settings_of(configured("smore3"))
+    assert {"5/2.5", *settings_of(configured("full_other"))} == set(SETTINGS) and len(SETTINGS) == 6
+    assert settings_of(configured("smore2_other")) == ("5/2", "5/3")
     assert settings_of(configured("wrong_4.5_3")) == ("5/2.5",)
     assert len(networks_of(configured("supervised"))) == 8
     assert len([name for name in VARIANTS if name.startswith("wrong")]) == 24
@@ -328,7 +342,7 @@ def test_variants_take_part_where_the_paper_has_them():
 def test_central_area_and_slopes():
     reference = torch.full((20, 16, 40), -1000.0)
     reference[3:12, 5:16, 7] = 0.0
-    box = eval.central_area(reference, SliceGeometry(1.0, 6.25, 3.125), 38)
+    box = through_plane.central_area(reference, SliceGeometry(1.0, 6.25, 3.125), 38)
     assert box == (slice(3, 12), slice(5, 16), slice(7, 31))
     assert data.body_box(torch.full((4, 5, 6), -1000.0)) == (slice(0, 4), slice(0, 5))
     rows = [
@@ -337,7 +351,11 @@ def test_central_area_and_slopes():
     ]
     found = eval.slopes(rows)
     assert [row["case"] for row in found] == ["slope/cor/a/001"] and found[0]["slope"] == pytest.approx(-2)
-    assert eval.slopes(rows[1:]) == []
+    assert eval.slopes(rows[1:]) == [], "both ends are needed"
+    assert through_plane.positions_of(box, "cor", 4) == [7, 11, 15] and through_plane.positions_of(box, "sag", 5) == [
+        5,
+        10,
+    ]
 
 
 def test_heatmap_needs_runs(tmp_path):
@@ -410,62 +428,92 @@ def anisotropic(path, thickness=None, spacing=2.5, shape=(16, 16, 8), pixel=1.0)
 
 def test_thickness_comes_from_the_user_the_sidecar_or_with_a_warning_the_spacing(tmp_path):
     path = anisotropic(tmp_path / "a.nii.gz", thickness=5.0)
-    assert data.read_scan(path).geometry == SliceGeometry(1.0, 5.0, 2.5)
-    assert data.read_scan(path, 4.0).geometry == SliceGeometry(1.0, 4.0, 1.5)
+    assert read_scan(path).geometry == SliceGeometry(1.0, 5.0, 2.5)
+    assert read_scan(path, 4.0).geometry == SliceGeometry(1.0, 4.0, 1.5)
     bare = anisotropic(tmp_path / "b.nii.gz")
     with pytest.warns(UserWarning, match="thick"):
-        assert data.read_scan(bare).geometry == SliceGeometry(1.0, 2.5, 0.0)
+        assert read_scan(bare).geometry == SliceGeometry(1.0, 2.5, 0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        data.read_scan(bare, 3.0)
+        read_scan(bare, 3.0)
     (tmp_path / "a.json").write_text("{broken", "utf-8")
     with pytest.raises(InputError, match="a.json"):
-        data.read_scan(path)
+        read_scan(path)
 
 
 def test_scans_that_cannot_be_used(tmp_path):
     with pytest.raises(InputError, match="nothing to enhance"):
-        data.read_scan(anisotropic(tmp_path / "iso.nii.gz", spacing=1.0), 1.0)
+        read_scan(anisotropic(tmp_path / "iso.nii.gz", spacing=1.0), 1.0)
     with pytest.raises(InputError, match="three slices"):
-        data.read_scan(anisotropic(tmp_path / "two.nii.gz", shape=(16, 16, 2), spacing=20.0), 20.0)
+        read_scan(anisotropic(tmp_path / "two.nii.gz", shape=(16, 16, 2), spacing=20.0), 20.0)
     path = tmp_path / "oblong.nii.gz"
     nifti.save(path, np.zeros((9, 9, 9), np.int16), affine=np.diag([1, 1.4, 5, 1.0]))
     with pytest.raises(InputError, match="square"):
-        data.read_scan(path, 5.0)
+        read_scan(path, 5.0)
 
 
-def write_dicom(folder, hu: np.ndarray, thickness: float | None, spacing: float) -> None:
+def write_dicom(folder, hu: np.ndarray, thickness: float | None, spacing: float, series: int = 7) -> None:
     """A CT series (X, Y, K), axial, one file a slice, with names that are out of order."""
     import SimpleITK as sitk
 
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     for k in range(hu.shape[2]):
         image = sitk.GetImageFromArray(hu[:, :, k].T[None])
         image.SetSpacing((0.8, 0.8, spacing))
         tags = {
-            "0008|0060": "CT", "0020|000e": "1.2.826.0.1.3680043.2.1125.7", "0020|000d": "1.2.826.0.1.3680043.2.1125.8",
-            "0008|0018": f"1.2.826.0.1.3680043.2.1125.7.{k + 1}", "0020|0013": str(k + 1),
+            "0008|0060": "CT", "0020|000d": "1.2.826.0.1.3680043.2.1125.8",
+            "0020|000e": f"1.2.826.0.1.3680043.2.1125.{series}",
+            "0008|0018": f"1.2.826.0.1.3680043.2.1125.{series}.{k + 1}", "0020|0013": str(k + 1),
             "0020|0032": f"-10\\-20\\{100 + k * spacing}", "0020|0037": "1\\0\\0\\0\\1\\0",
         }  # fmt: skip
         if thickness is not None:
             tags["0018|0050"] = str(thickness)
         for key, value in tags.items():
             image.SetMetaData(key, value)
-        writer.SetFileName(str(folder / f"{(7 * k) % hu.shape[2]:03d}.dcm"))
+        writer.SetFileName(str(folder / f"{series}_{(7 * k) % hu.shape[2]:03d}.dcm"))
         writer.Execute(image)
 
 
 def test_dicom_series_with_its_thickness(tmp_path):
     hu = np.random.default_rng(0).integers(-1000, 200, (12, 10, 6)).astype(np.int16)
     write_dicom(tmp_path / "series", hu, thickness=3.0, spacing=2.0)
-    scan = data.read_scan(tmp_path / "series")
+    scan = read_scan(tmp_path / "series")
     assert scan.geometry == SliceGeometry(0.8, 3.0, 1.0) and scan.slice_axis == 2
     np.testing.assert_array_equal(scan.hu.numpy(), hu)
     affine = scan.isotropic_affine()
     np.testing.assert_allclose(affine[:3, 3], (10, 20, 100 + (0.8 - 3.0) / 2), atol=1e-6)  # LPS to RAS
     np.testing.assert_allclose(np.diag(affine), (-0.8, -0.8, 0.8, 1))
+
+
+def test_one_of_several_dicom_series(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    hu = [rng.integers(-1000, 200, (20, 20, 6)).astype(np.int16) for _ in range(2)]
+    for number, (volume, thickness) in enumerate(zip(hu, (3.0, 4.0))):
+        write_dicom(tmp_path / "both", volume, thickness, spacing=2.0, series=number + 1)
+    with pytest.raises(InputError, match="--series-uid"):
+        read_scan(tmp_path / "both")
+    for number, thickness in enumerate((3.0, 4.0)):
+        scan = read_scan(tmp_path / "both", series_uid=f"1.2.826.0.1.3680043.2.1125.{number + 1}")
+        np.testing.assert_array_equal(scan.hu.numpy(), hu[number])
+        assert scan.geometry == SliceGeometry(0.8, thickness, thickness - 2.0), "the thickness is that of the series"
+    argv = ["apply", "--input", tmp_path / "both", "--output", tmp_path / "iso.nii.gz", "--profile", "smoke"]
+    eval.main([*map(str, argv), "--series-uid", "1.2.826.0.1.3680043.2.1125.2", "--device", "cpu"])
+    assert nifti.load(tmp_path / "iso.nii.gz").shape == (20, 20, 17)  # (5 x 2 + 4) mm
+
+
+def test_numbers_that_are_no_hounsfield_units(tmp_path):
+    hu = np.random.default_rng(0).uniform(-1000, 200, (16, 16, 8)).astype(np.float32)
+    hu[3, 4, 5] = 1e30
+    nifti.save(tmp_path / "a.nii.gz", hu, affine=np.diag([1, 1, 2.5, 1.0]))
+    with pytest.raises(InputError, match="a.nii.gz.*CT numbers"):
+        read_scan(tmp_path / "a.nii.gz", 5.0)
+    import nibabel
+
+    nibabel.save(nibabel.Nifti1Image(hu.astype(np.complex64), np.diag([1, 1, 2.5, 1.0])), tmp_path / "b.nii.gz")
+    with pytest.raises(InputError, match="b.nii.gz.*complex"):
+        read_scan(tmp_path / "b.nii.gz", 5.0)
 
 
 def test_apply_trains_on_the_scan_and_its_network_can_be_used_again(tmp_path):
@@ -501,6 +549,23 @@ def test_thin_volumes_are_averaged_to_the_wanted_pixel(tmp_path):
     nifti.save(tmp_path / "imagesTr" / "lung_002.nii.gz", np.zeros((20, 20, 20), np.int16), affine=affine)
     with pytest.raises(InputError, match="lung_002"):
         data.read_thin_volume(tmp_path, "lung_002", 1.0)
+
+
+def test_supervised_volumes_of_the_standin_come_from_other_scans(tmp_path):
+    """Larger voxels, a softer kernel, more noise; the same place."""
+    from benchmarks.standins.sr4zct import Protocol, generate, scanned
+
+    folder = generate(tmp_path / "data", size="smoke") / "imagesTr"
+    train, test = (nifti.load(folder / f"lung_{number}.nii.gz") for number in ("006", "023"))
+    assert test.spacing == pytest.approx((0.75,) * 3) and train.spacing == pytest.approx((0.975,) * 3)
+    corners = [one.affine[:3, 3] - one.affine[:3, :3].sum(1) / 2 for one in (train, test)]
+    np.testing.assert_allclose(*corners, atol=1e-4)
+    rng, edge = np.random.default_rng(0), np.full((40, 40, 30), -800, np.int16)
+    edge[20:] = 0
+    np.testing.assert_array_equal(scanned(edge, 1.0, Protocol(), rng), edge)
+    soft = scanned(edge, 1.0, Protocol(kernel_mm=1.0), rng)
+    assert soft[19].mean() == pytest.approx(-800 * 0.69, abs=60) and soft[:10].std() == 0
+    assert scanned(edge, 1.0, Protocol(noise_hu=20.0), rng)[:20].std() == pytest.approx(20, rel=0.05)
 
 
 @pytest.mark.parametrize("text", ["5", "5/x", "a/b", "5/2/1"])
