@@ -18,7 +18,7 @@ from benchmarks.standins import brain
 from benchmarks.standins.brain import Brain
 from shared.files import complete_or_absent, write_csv
 
-Size = Literal["smoke", "cpu", "paper"]
+Size = Literal["smoke", "cpu", "study", "paper"]
 THREADS = 4  # NumPy and SciPy let go of the interpreter while they work
 
 RELAXATION = {
@@ -48,7 +48,8 @@ class Setting:
 
 SETTINGS = {
     "smoke": Setting((24, 28, 3), (7.0, 7.0, 12.0), 3, 1, (1, 1), (1, 1)),
-    "cpu": Setting((40, 48, 20), (4.0, 4.0, 5.0), 32, 4, (4, 12), (3, 8)),
+    "cpu": Setting((40, 48, 20), (4.0, 4.0, 5.0), 64, 6, (4, 12), (3, 8)),
+    "study": Setting((40, 48, 20), (4.0, 4.0, 5.0), 64, 6, (4, 12), (3, 8)),
     "paper": Setting((192, 192, 100), (1.0, 1.0, 1.0), 48, 8, (4, 12), (4, 8)),
 }
 
@@ -156,7 +157,7 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> dict:
     Args:
         out: folder to create.
         seed: of everything random.
-        size: smoke, cpu or paper.
+        size: smoke, cpu and study (the same data), or paper.
 
     Returns:
         note on what was made, also in `standin.json`.

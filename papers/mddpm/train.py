@@ -85,7 +85,7 @@ class Config(RunConfig):
 
 SMALL = {
     "width": 8, "multipliers": (1, 2, 2), "blocks": 1, "vae_widths": (16, 32, 64), "batch_size": 4,
-    "slices_per_volume": 6, "epochs": 40, "lr": 5e-3, "vae_lr": 3e-3, "schedule": "onecycle",
+    "slices_per_volume": 6, "epochs": 20, "lr": 5e-3, "vae_lr": 3e-3, "schedule": "onecycle",
     "validations": 4, "validation_slices": 48, "sides": (3, 13), "frequency_sides": (2, 10), "wavelength": 32.0,
     "curvature_flow": 0, "crop": (0, 0, 0), "downsample": (1, 1, 1), "erosions": 1, "median": 3, "smallest": 0,
 }  # fmt: skip
@@ -96,7 +96,7 @@ PROFILES = {
         "sides": (3, 8), "frequency_sides": (2, 8), "wavelength": 16.0, "timesteps": 100, "t_test": 49,
         "curvature_flow": 0, "crop": (0, 0, 0), "downsample": (1, 1, 1), "erosions": 1, "median": 1, "smallest": 0,
     },
-    "cpu": {**SMALL, "epochs": 24},
+    "cpu": {**SMALL, "epochs": 12},
     "study": SMALL,
     "paper": {"batch_size": 32},
 }  # fmt: skip

@@ -39,11 +39,14 @@ def slow_filter(image, keep):
     return result.real
 
 
-def test_frequency_masking_is_the_discrete_fourier_sum():
+@pytest.mark.parametrize("size", [(8, 10), (9, 7), (6, 5)])
+def test_frequency_masking_is_the_discrete_fourier_sum(size):
     rng = np.random.default_rng(0)
-    image, keep = rng.random((8, 10)), rng.random((8, 10)) < 0.6
+    image, keep = rng.random(size), rng.random(size) < 0.6
     found = masking.frequency_patch_masking(torch.from_numpy(image), torch.from_numpy(keep)).numpy()
     np.testing.assert_allclose(found, slow_filter(image, keep), atol=1e-12)
+    everything = torch.ones(size, dtype=torch.bool)
+    torch.testing.assert_close(masking.frequency_patch_masking(torch.from_numpy(image), everything).numpy(), image)
 
 
 def test_frequency_masking_removes_a_wave_and_keeps_another():
