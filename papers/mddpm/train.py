@@ -55,6 +55,10 @@ class Config(RunConfig):
     """random slices of each volume per epoch (released code: 6)"""
     lr: float = 1e-4
     """learning rate of Adam (released code: 1e-4)"""
+    masked_lr: float = 1e-4
+    """the same where slices are masked"""
+    boxed_lr: float = 1e-4
+    """the same where one box at a time is noised"""
     vae_lr: float = 1e-4
     """the same for the autoencoder"""
     schedule: Literal["constant", "onecycle"] = "constant"
@@ -85,8 +89,9 @@ class Config(RunConfig):
 
 SMALL = {
     "width": 8, "multipliers": (1, 2, 2), "blocks": 1, "vae_widths": (16, 32, 64), "batch_size": 4,
-    "slices_per_volume": 6, "epochs": 20, "lr": 5e-3, "vae_lr": 3e-3, "schedule": "onecycle",
-    "validations": 4, "validation_slices": 48, "sides": (3, 13), "frequency_sides": (2, 10), "wavelength": 32.0,
+    "slices_per_volume": 6, "epochs": 14, "schedule": "onecycle", "validations": 4, "validation_slices": 48,
+    "lr": 6e-3, "masked_lr": 3e-3, "boxed_lr": 3e-3, "vae_lr": 2e-3, "channels_last": True,
+    "sides": (3, 13), "frequency_sides": (2, 10), "wavelength": 32.0,
     "curvature_flow": 0, "crop": (0, 0, 0), "downsample": (1, 1, 1), "erosions": 1, "median": 3, "smallest": 0,
 }  # fmt: skip
 PROFILES = {
@@ -96,7 +101,7 @@ PROFILES = {
         "sides": (3, 8), "frequency_sides": (2, 8), "wavelength": 16.0, "timesteps": 100, "t_test": 49,
         "curvature_flow": 0, "crop": (0, 0, 0), "downsample": (1, 1, 1), "erosions": 1, "median": 1, "smallest": 0,
     },
-    "cpu": {**SMALL, "epochs": 12},
+    "cpu": {**SMALL, "epochs": 8},
     "study": SMALL,
     "paper": {"batch_size": 32},
 }  # fmt: skip
@@ -154,6 +159,15 @@ def build_model(config: Config, height: int, width: int):
     return DirectDiffusion(UNet(config.width, config.multipliers, config.blocks), config.timesteps, config.grid)
 
 
+def learning_rate(config: Config) -> float:
+    """That of Adam for the kind of network; in the small profiles each kind has its own."""
+    if config.method == "vae":
+        return config.vae_lr
+    if config.grid > 1:
+        return config.boxed_lr
+    return config.lr if config.masking == "none" else config.masked_lr
+
+
 def slices_of(config: Config, volumes: list, masking: str):
     """The data set of random healthy slices."""
     from papers.mddpm.data import HealthySlices
@@ -163,38 +177,12 @@ def slices_of(config: Config, volumes: list, masking: str):
     return HealthySlices(volumes, config.slices_per_volume, block, config.timesteps, config.grid)
 
 
-def with_noise(config: Config, batch: dict) -> dict:
-    """The batch with `noise`: ε of the forward process (B, 1, H, W), or that of the autoencoder's code (B, latent)."""
-    import torch
-
-    from papers.mddpm.noise import draw_noise
-
-    count, _, height, width = batch["clean"].shape
-    if config.method == "vae":
-        noise = torch.randn(count, config.latent)
-    else:
-        noise = draw_noise(config.noise, count, height, width, config.wavelength)
-    return {**batch, "noise": noise.to(batch["clean"].device)}
-
-
-def loss_parts(config: Config, model, batch: dict) -> dict:
-    """Losses of one batch of `with_noise`; "loss" is what is minimised."""
-    from papers.mddpm.model import reconstruction_loss
-    from papers.mddpm.vae import kl_divergence
-
-    if config.method == "vae":
-        prediction, mean, spread = model(batch["clean"], batch["noise"])
-        error, divergence = reconstruction_loss(prediction, batch["clean"]), kl_divergence(mean, spread)
-        return {"loss": error + config.kl_weight * divergence, "error": error, "divergence": divergence}
-    box = batch["box"] if config.grid > 1 else None
-    prediction = model(batch["masked"], batch["noise"], batch["t"], box)
-    return {"loss": reconstruction_loss(prediction, batch["clean"], box)}
-
-
 def validation_batches(config: Config, volumes: list) -> list[dict]:
     """Healthy slices, unmasked, noised to the test's time step, the same for every call."""
     import torch
     from torch.utils.data import default_collate
+
+    from papers.mddpm.objective import with_noise
 
     dataset = slices_of(config, volumes, "none")
     with torch.random.fork_rng(devices=[]):
@@ -210,6 +198,7 @@ def train(config: Config) -> None:
     import torch
 
     from papers.mddpm.data import every_healthy_slice, read_volumes, refuse_shared_cases
+    from papers.mddpm.objective import loss_parts, with_noise
     from papers.mddpm.validation import BestWeights, mean_loss
     from shared import gpu
 
@@ -230,7 +219,7 @@ def train(config: Config) -> None:
     batches = validation_batches(config, validation)
 
     steps = max(2, config.epochs * len(dataset) // config.batch_size)
-    lr = config.vae_lr if config.method == "vae" else config.lr
+    lr = learning_rate(config)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     if config.schedule == "onecycle":
         scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1)

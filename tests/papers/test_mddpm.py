@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from papers.mddpm import components, data, detection, masking, model, noise, train, unet, vae
+from papers.mddpm import components, data, detection, masking, model, noise, objective, train, unet, vae
 from papers.mddpm.detector import Detector
 from papers.mddpm.eval import otsu_mask
 from shared import nifti
@@ -310,7 +310,7 @@ def test_training_masks_the_input_and_not_the_target():
     diffusion = model.DirectDiffusion(Keep(), config.timesteps)
     batch = {key: value[None] for key, value in item.items()} | {"noise": torch.zeros(1, 1, 48, 40)}
     batch["t"] = torch.zeros(1, dtype=torch.long)
-    loss = train.loss_parts(config, diffusion, batch)["loss"]
+    loss = objective.loss_parts(config, diffusion, batch)["loss"]
     assert float(loss) == pytest.approx(float((item["masked"] - item["clean"]).abs().mean()), rel=0.05)
 
 
