@@ -90,7 +90,7 @@ class Config(RunConfig):
 SMALL = {
     "width": 8, "multipliers": (1, 2, 2), "blocks": 1, "vae_widths": (16, 32, 64), "batch_size": 4,
     "slices_per_volume": 6, "epochs": 14, "schedule": "onecycle", "validations": 4, "validation_slices": 48,
-    "lr": 6e-3, "masked_lr": 3e-3, "boxed_lr": 3e-3, "vae_lr": 2e-3, "channels_last": True,
+    "lr": 6e-3, "masked_lr": 3e-3, "boxed_lr": 3e-3, "vae_lr": 4e-3, "channels_last": True,
     "sides": (3, 13), "frequency_sides": (2, 10), "wavelength": 32.0,
     "curvature_flow": 0, "crop": (0, 0, 0), "downsample": (1, 1, 1), "erosions": 1, "median": 3, "smallest": 0,
 }  # fmt: skip
