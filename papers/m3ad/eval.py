@@ -150,7 +150,7 @@ def masked_words(data: Path, model, config, vocabulary, device) -> list[dict]:
         for some in rows.split(AT_ONCE):
             batch = torch.stack([normalise(images(captions[k].image)) for k in some.tolist()])
             length = trim(hidden[some])
-            words, *_ = model(batch.to(device), hidden[some, :length].to(device))
+            words, _ = model(batch.to(device), hidden[some, :length].to(device))
             words = finite(words[torch.arange(len(some)), place[some].to(device)], "the scores of the masked words")
             found.append(words.argmax(-1).cpu())
     hits = torch.cat(found) == truth

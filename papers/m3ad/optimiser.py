@@ -21,7 +21,7 @@ def parameter_groups(config, model: nn.Module) -> list[dict]:
         elif config.tuning != "full":
             lr = adapters[config.tuning]
         else:
-            cross = any(part in name for part in ("text_", "image_", "type_embedding"))
+            cross = "text_" in name or "image_" in name  # not the type embedding, in the released code
             factor = config.full_head_factor if name.startswith("head.") else config.full_cross_factor if cross else 1
             lr = config.full_lr * factor
         decay = config.weight_decay if parameter.dim() > 1 else 0.0

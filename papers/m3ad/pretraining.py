@@ -6,19 +6,16 @@ from torch import Tensor, nn
 
 from papers.m3ad.m3ae import M3AE, BertLinear
 
-BERT_WIDTH = 768
-
 
 class Pretraining(nn.Module):
-    """The stand-in backbone's objectives: masked words and whether image and text match, as M3AE's, and the words of
-    the caption out of the pooled features, which otherwise take far longer to hold anything.
+    """Two of M3AE's objectives: masked words, and whether image and text match. Its masked image patches are left out.
 
     The output for the masked words is tied to the word embedding, but not for words that no caption holds: these are
     never right, and a tied output would push all of them to one vector, so that questions made of them were the same
     to the frozen backbone.
 
     Args:
-        backbone: trained in place; its word embedding is scaled so that words start as long as at BERT's width.
+        backbone: trained in place.
         absent: first and last (excluded) number of the tokens that no caption holds.
     """
 
@@ -26,46 +23,37 @@ class Pretraining(nn.Module):
         super().__init__()
         self.backbone, self.absent = backbone, absent
         width = backbone.sizes.width
-        with torch.no_grad():
-            self.embedding.weight.mul_((BERT_WIDTH / width) ** 0.5)
         self.transform = nn.Sequential(BertLinear(width, width), nn.GELU(), nn.LayerNorm(width))
         self.word_bias = nn.Parameter(torch.zeros(backbone.sizes.vocabulary))
         self.matching = BertLinear(2 * width, 2)
-        self.content = BertLinear(2 * width, backbone.sizes.vocabulary)
 
     @property
     def embedding(self) -> nn.Embedding:
         """Of the words."""
         return self.backbone.language.embeddings.word_embeddings
 
-    def forward(self, image: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of the words (B, T, vocabulary), tied to the word embedding, of "matches" (B, 2), and of the
-        caption's words out of the pooled features (B, vocabulary)."""
+    def forward(self, image: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the words (B, T, vocabulary) and, out of the pooled features, of "matches" (B, 2)."""
         text, vision = self.backbone.tokens(image, tokens)
         first, last = self.absent
         table = self.embedding.weight
         table = torch.cat([table[:first], table[first:last].detach(), table[last:]])
         words = F.linear(self.transform(text), table, self.word_bias)
         pooled = torch.cat([self.backbone.text_pooler(text), self.backbone.image_pooler(vision)], dim=-1)
-        return words, self.matching(pooled), self.content(pooled)
+        return words, self.matching(pooled)
 
 
-def pretraining_loss(
-    words: Tensor, matching: Tensor, content: Tensor, labels: Tensor, matches: Tensor, present: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses of the masked words of matching pairs, of matching itself, and of the words that a caption has.
+def pretraining_loss(words: Tensor, matching: Tensor, labels: Tensor, matches: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses of the masked words of matching pairs, and of matching itself.
 
     Args:
         words: (B, T, vocabulary) logits.
         matching: (B, 2) logits.
-        content: (B, vocabulary) logits.
         labels: (B, T) true token where it was masked, -100 elsewhere.
         matches: (B,) 1 where image and text belong together.
-        present: (B, vocabulary) 1 for the words of the caption that the image belongs to.
     """
     labels = torch.where(matches[:, None] == 1, labels, -100)
     chosen = labels != -100
     # A sum over a count that is at least 1: a batch may have no masked word in a matching pair.
     words = F.cross_entropy(words[chosen], labels[chosen], reduction="sum") / chosen.sum().clamp(min=1)
-    content = F.binary_cross_entropy_with_logits(content, present, reduction="none")[:, 3:].mean(-1)
-    return words, F.cross_entropy(matching, matches), 10 * (content * matches).sum() / matches.sum().clamp(min=1)
+    return words, F.cross_entropy(matching, matches)

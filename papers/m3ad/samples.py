@@ -107,8 +107,8 @@ class Questions(Dataset):
 
 
 class Captions(Dataset):
-    """Pairs for pre-training: "image", "tokens" with masks, "labels" (true tokens where masked, else -100), "present"
-    (words of the image's own caption) and "matches".
+    """Pairs for pre-training: "image", "tokens" with masks, "labels" (true tokens where masked, else -100) and
+    "matches".
 
     Args:
         captions: pairs.
@@ -127,7 +127,7 @@ class Captions(Dataset):
         self.captions, self.images = list(captions), images
         self.masked, self.blank, self.mismatched = masked, blank, mismatched
         self.tokens = torch.tensor([vocabulary.encode(caption.text, length) for caption in captions])
-        self.mask_token, self.size = vocabulary.mask, len(vocabulary)
+        self.mask_token = vocabulary.mask
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -142,13 +142,11 @@ class Captions(Dataset):
         share = 1.0 if torch.rand(()) < self.blank else self.masked
         chosen = (draw < max(share, float(draw.min()) + 1e-6)) & words
         labels = torch.where(chosen, tokens, -100)
-        present = torch.zeros(self.size).scatter(0, self.tokens[shown], 1.0)
         tokens[chosen] = self.mask_token
         return {
             "image": normalise(self.images(self.captions[shown].image)),
             "tokens": tokens,
             "labels": labels,
-            "present": present,
             "matches": torch.tensor(int(self.captions[shown].text == self.captions[index].text)),
         }
 

@@ -183,9 +183,9 @@ def pretrain(config: Config) -> None:
         length = trim(batch["tokens"])
         with run.autocast():
             logits = model(batch["image"], batch["tokens"][:, :length])
-        truth = (batch["labels"][:, :length], batch["matches"], batch["present"])
+        truth = (batch["labels"][:, :length], batch["matches"])
         parts = pretraining_loss(*(part.float() for part in logits), *truth)
-        run.update(sum(parts), optimizer, schedule, clip=1.0, words=parts[0], matching=parts[1], content=parts[2])
+        run.update(sum(parts), optimizer, schedule, clip=1.0, words=parts[0], matching=parts[1])
 
 
 def tune(config: Config) -> None:

@@ -138,7 +138,7 @@ def test_unknown_words_share_numbers_and_special_tokens_are_never_masked():
     for _ in range(20):
         item = pairs[0]
         assert (item["labels"] != -100).sum() == 1 and item["tokens"][0] == 0 and item["tokens"][4] == 2
-        assert (item["tokens"][5:] == 1).all() and item["matches"] == 1 and item["present"].sum() == 6
+        assert (item["tokens"][5:] == 1).all() and item["matches"] == 1
     whole = samples.Captions(captions, Grey(), words, 8, 0.01, 1.0, 0.0)[0]
     assert (whole["tokens"] == words.mask).sum() == 3
 
