@@ -94,6 +94,8 @@ class Config(RunConfig):
     """passes over the training questions (released M3AE: VQA-RAD 50, SLAKE 15, VQA-Med-19 10, MELINDA 20)"""
     steps: int = 0
     """instead of epochs, a number of updates; 0 for epochs"""
+    head_longer: float = 1.0
+    """the head alone is trained for so many times as many updates (paper: as many)"""
     select: Literal["last", "best"] = "best"
     """weights that are evaluated: the last, or those of the epoch with the best validation accuracy"""
 
@@ -102,7 +104,7 @@ SMALL = {
     "answers": "train", "image_size": 48, "patch": 16, "width": 48, "heads": 4, "vision_layers": 2,
     "language_layers": 1, "cross_layers": 1, "text_length": 24, "dropout": 0.0, "bottleneck": 8, "fusion_heads": 2,
     "masked": 0.4, "blank": 0.5, "mismatched": 0.3, "batch_size": 16, "select": "last", "pretrain_lr": 2e-3,
-    "lr": 5e-3, "head_lr": 2e-2, "full_lr": 5e-4, "full_head_factor": 2.0, "full_cross_factor": 1.0,
+    "lr": 5e-3, "head_lr": 1e-2, "head_longer": 4.0, "full_lr": 2e-3, "full_head_factor": 2.0, "full_cross_factor": 1.0,
 }  # fmt: skip
 PROFILES = {
     "smoke": {
@@ -219,6 +221,8 @@ def tune(config: Config) -> None:
     validation = Questions(parts["val"], *data, use_image=config.use_image) if config.select == "best" else None
     per_epoch = max(1, len(dataset) // config.batch_size)
     steps = config.steps or config.epochs * per_epoch
+    if config.tuning == "head":
+        steps = max(1, round(steps * config.head_longer))
 
     run = gpu.Run(config, paper="m3ad")
     try:
