@@ -1,21 +1,16 @@
 """Stand-in for the left-atrium scans of DKUXNet, in the layout of the UA-MT repository.
 
-    python -m benchmarks.standins.dkuxnet --out data/dkuxnet --size cpu --seed 0
-
 Simulated late gadolinium-enhanced scans (`left_atrium`): `mri_norm2.h5` per scan, train.list and test.list.
 """
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Literal
 
-Size = Literal["smoke", "cpu", "paper"]
+Size = Literal["smoke", "cpu", "study", "paper"]
 FOLDER = "2018LA_Seg_Training Set"
 # voxel size in mm, training scans, test scans
-SETTINGS = {"smoke": (5.0, 3, 2), "cpu": (2.5, 20, 12), "paper": (0.625, 80, 20)}
+SETTINGS = {"smoke": (5.0, 3, 2), "cpu": (2.5, 20, 16), "study": (2.5, 20, 16), "paper": (0.625, 80, 20)}
 
 
 def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
@@ -24,7 +19,7 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
     Args:
         out: folder to create; must not exist or be empty.
         seed: of everything random. A scan depends only on seed, split, its number and the voxel size.
-        size: smoke, cpu or paper.
+        size: smoke (seconds), cpu and study (the same data) or paper (0.625 mm voxels).
 
     Raises:
         InputError: an unknown size, or `out` already holds something.
@@ -34,16 +29,13 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
 
     from benchmarks.standins.left_atrium import simulate
     from shared.errors import InputError
+    from shared.files import complete_or_absent
 
     out = Path(out)
     if size not in SETTINGS:
         raise InputError(f"there is no size '{size}': choose one of {', '.join(SETTINGS)}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} already holds something: choose another folder or remove it")
     voxel_mm, train, test = SETTINGS[size]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with complete_or_absent(out) as unfinished:
         for part, (split, scans) in enumerate((("train", train), ("test", test))):
             names = [f"SIM{split.upper()}{number:03d}" for number in range(scans)]
             for number, name in enumerate(names):
@@ -64,32 +56,4 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
             "cannot_show": ["the Dice of patients", "trabeculae and real vein anatomy", "differences of scanners"],
         }
         (unfinished / "standin.json").write_text(json.dumps(note, indent=1) + "\n")
-        unfinished.chmod(0o755)  # mkdtemp makes it private
-        if out.exists():
-            out.rmdir()
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return out
-
-
-def main() -> None:
-    import tyro
-
-    from shared.cli import run_main
-
-    def write(out: Path, seed: int = 0, size: Size = "cpu") -> None:
-        """Write a stand-in data set for DKUXNet.
-
-        Args:
-            out: folder to create.
-            seed: of everything random.
-            size: smoke (seconds), cpu (the default profile) or paper (0.625 mm voxels).
-        """
-        print(generate(out, seed, size))
-
-    run_main(lambda: tyro.cli(write))
-
-
-if __name__ == "__main__":
-    main()

@@ -5,41 +5,43 @@ python -m papers.dkuxnet.eval panel --data DATA --checkpoints A/checkpoint.pt B/
 python -m papers.dkuxnet.eval apply --checkpoint RUN/checkpoint.pt --input scan.nii.gz --output atrium.nii.gz
 """
 
-import csv
 from pathlib import Path
+from typing import Literal
 
 from shared.cli import commands
 from shared.errors import InputError
+from shared.files import refuse_duplicates, write_csv
 
 
-def load_model(checkpoint: Path, device):
+def load_network(checkpoint: Path, device):
     """The trained network of a checkpoint in evaluation mode, and its configuration.
 
     Raises:
         InputError: no checkpoint of this paper.
     """
     from papers.dkuxnet.train import Config, build_model
-    from shared.checkpoints import load_checkpoint, load_config
+    from shared.checkpoints import load_model
 
-    content = load_checkpoint(checkpoint, "dkuxnet")
-    config = load_config(content, Config, checkpoint)
-    model = build_model(config)
-    model.load_state_dict(content["models"][0])
-    return model.to(device).eval(), config
+    return load_model(checkpoint, "dkuxnet", Config, build_model, device)
 
 
-def predict(model, config, image, device, with_queries: bool = False):
+def predict(model, config, image, device, what: str, with_queries: bool = False):
     """Mask (W, H, D) uint8 of a z-scored volume (W, H, D), and the query with the largest response or None (M14).
 
     Args:
-        model, config: of `load_model`.
+        model, config: of `load_network`.
         image: array, float32.
         device: where to compute.
+        what: names the scan, for messages.
         with_queries: return the query map as well, where the network has queries.
+
+    Raises:
+        InputError: the prediction is not finite.
     """
     import torch
 
     from papers.dkuxnet.sliding_window import predict_volume
+    from shared.finite import finite
 
     classes = len(config.query_groups)
 
@@ -50,8 +52,11 @@ def predict(model, config, image, device, with_queries: bool = False):
         probabilities = output.logits.softmax(dim=1)
         return torch.cat([probabilities, output.response], dim=1) if with_queries else probabilities
 
-    volume = torch.from_numpy(image).to(device)
-    mean = predict_volume(probabilities_of, volume, config.crop, config.strides).cpu()
+    if config.network == "mean_mask":
+        mean = model.probabilities(image.shape)
+    else:
+        mean = predict_volume(probabilities_of, torch.from_numpy(image).to(device), config.crop, config.strides)
+    mean = finite(mean, f"the segmentation of {what}").cpu()
     mask = mean[:classes].argmax(0).to(torch.uint8).numpy()
     queries = mean[classes:].argmax(0).to(torch.uint8).numpy() if len(mean) > classes else None
     return mask, queries
@@ -81,7 +86,9 @@ def measure(mask, label) -> dict[str, float]:
     }
 
 
-def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto", split: str = "test") -> None:
+def evaluate(
+    data: Path, checkpoint: Path, out: Path, device: str = "auto", split: Literal["train", "test"] = "test"
+) -> None:
     """Write metrics.csv: a row per scan with Dice and Jaccard in percent, 95HD and ASD in voxels.
 
     With more than two classes the masks compared are all foreground classes together.
@@ -91,27 +98,19 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto", spli
         checkpoint: of any variant.
         out: folder for metrics.csv.
         device: auto, cpu, cuda, ...
-        split: list of the data set to evaluate, train or test.
+        split: list of the data set to evaluate.
     """
     from papers.dkuxnet.data import find_scans, read_scan
-    from shared.files import write_atomically
     from shared.gpu import choose_device
 
     where = choose_device(device)
-    model, config = load_model(checkpoint, where)
+    model, config = load_network(checkpoint, where)
     rows = []
     for path in find_scans(data, split):
-        image, label = read_scan(path, len(config.query_groups))
-        mask, _ = predict(model, config, image, where)
+        image, label = read_scan(path, len(config.query_groups), config.shrink)
+        mask, _ = predict(model, config, image, where, path.parent.name)
         rows.append({"case": path.parent.name, **measure(mask, label)})
-
-    def write(path: Path) -> None:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(Path(out) / "metrics.csv", write)
+    write_csv(Path(out) / "metrics.csv", rows)
 
 
 def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", case: int = 0) -> None:
@@ -125,27 +124,19 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
         device: auto, cpu, cuda, ...
         case: number of the test scan.
     """
-    import matplotlib
     import numpy as np
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     from papers.dkuxnet.data import find_scans, read_scan
-    from shared.files import write_atomically
+    from shared.figures import Picture, grid_of_pictures
     from shared.gpu import choose_device
 
     where = choose_device(device)
     scans = find_scans(data, "test")
     if not 0 <= case < len(scans):
         raise InputError(f"{data}: there is no test scan number {case}, test.list has {len(scans)}")
-    models = [load_model(path, where) for path in checkpoints]
-    image, label = read_scan(scans[case], len(models[0][1].query_groups))
-    columns = {"input": (None, None)}
-    for model, config in models:
-        columns[config.variant] = predict(model, config, image, where, with_queries=True)
-    columns["truth"] = (label, None)
-
+    networks = [load_network(path, where) for path in checkpoints]
+    name = scans[case].parent.name
+    image, label = read_scan(scans[case], len(networks[0][1].query_groups), networks[0][1].shrink)
     slices = np.flatnonzero(label.any(axis=(0, 1))) if label.any() else np.arange(label.shape[2])
     levels = [int(np.quantile(slices, q)) for q in (0.4, 0.75)]
     row = int(label.sum(axis=(0, 2)).argmax())
@@ -154,26 +145,20 @@ def panel(data: Path, checkpoints: list[Path], out: Path, device: str = "auto", 
         "axial, higher": lambda x: x[:, :, levels[1]].T,
         "coronal": lambda x: x[:, row].T[::-1],
     }
-    low, high = np.percentile(image, [1, 99])
-    figure, axes = plt.subplots(4, len(columns), figsize=(2.4 * len(columns), 7.6), squeeze=False)
-    for column, (name, (mask, queries)) in enumerate(columns.items()):
-        for line, view in enumerate(views.values()):
-            axes[line, column].imshow(view(image), cmap="gray", vmin=low, vmax=high)
-            if mask is not None and view(mask).any() and not view(mask).all():
-                axes[line, column].contour(view(mask) > 0, [0.5], colors="tab:red", linewidths=1.2)
-        if queries is not None:
-            axes[3, column].imshow(views["axial"](queries), cmap="tab20", vmin=0, vmax=19, interpolation="nearest")
-        dice = "" if mask is None or name == "truth" else f"\nDice {measure(mask, label)['dice']:.1f} %"
-        axes[0, column].set_title(f"{name}{dice}", fontsize=9)
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.set_frame_on(axis.has_data())
-    for line, name in enumerate([*views, "strongest query"]):
-        axes[line, 0].set_ylabel(name, fontsize=9)
-    figure.tight_layout(pad=0.5)
-    write_atomically(Path(out), lambda path: figure.savefig(path, dpi=90, format="png"))
-    plt.close(figure)
+    titles, maps = ["input"], [None]
+    rows = [[Picture(view(image))] for view in views.values()]
+    for model, config in networks:
+        mask, queries = predict(model, config, image, where, name, with_queries=True)
+        titles.append(f"{config.variant}\nDice {measure(mask, label)['dice']:.1f} %")
+        maps.append(queries)
+        for cells, view in zip(rows, views.values()):
+            cells.append(Picture(view(image), truth=view(label) > 0, found=view(mask) > 0))
+    labels = list(views)
+    if any(queries is not None for queries in maps):
+        colours = {"cmap": "tab20", "window": (0, 19)}
+        rows.append([None if found is None else Picture(views["axial"](found), **colours) for found in maps])
+        labels.append("strongest query")
+    grid_of_pictures(rows, titles, out, row_labels=labels, heading=name)
 
 
 def apply(checkpoint: Path, input: Path, output: Path, query_output: Path | None = None, device: str = "auto") -> None:
@@ -198,33 +183,34 @@ def apply(checkpoint: Path, input: Path, output: Path, query_output: Path | None
     from shared import nifti, resample
     from shared.gpu import choose_device
 
-    for path in (output, query_output):
-        if path is not None and not str(path).endswith((".nii", ".nii.gz")):
+    outputs = [path for path in (output, query_output) if path is not None]
+    for path in outputs:
+        if not str(path).endswith((".nii", ".nii.gz")):
             raise InputError(f"{path}: the output is a NIfTI volume, its name must end in .nii or .nii.gz")
+    refuse_duplicates([Path(path).resolve() for path in outputs], "outputs")
     where = choose_device(device)
-    model, config = load_model(checkpoint, where)
+    model, config = load_network(checkpoint, where)
     if query_output is not None and config.network != "dkuxnet":
         raise InputError(f"{checkpoint}: variant '{config.variant}' has no queries; leave out --query-output")
+    voxel_mm = config.voxel_mm
     if Path(input).suffix == ".h5":
-        image, _ = read_scan(input, classes=None)
+        image, _ = read_scan(input, classes=None, shrink=config.shrink)
         # the published volumes run to the left, to posterior and to superior
-        affine = np.diag([-config.voxel_mm, -config.voxel_mm, config.voxel_mm, 1.0])
-        maps = predict(model, config, image, where, query_output is not None)
-        for path, found in zip((output, query_output), maps):
-            if path is not None:
-                nifti.save(path, found, affine=affine)
+        affine = np.diag([-voxel_mm, -voxel_mm, voxel_mm, 1.0])
+        maps = predict(model, config, image, where, str(input), query_output is not None)
+        for path, found in zip(outputs, maps):
+            nifti.save(path, found, affine=affine)
         return
     scan = nifti.load(input, ndim=3, dtype=np.float32)
     if scan.data.std() == 0:
         raise InputError(f"{input}: all voxels have the same value; expected a scan")
-    grid = resample.resample_to_spacing(resample.to_ras(scan), config.voxel_mm)
+    grid = resample.resample_to_spacing(resample.to_ras(scan), voxel_mm)
     image = (grid.data - grid.data.mean()) / grid.data.std()
     image = np.ascontiguousarray(image[::-1, ::-1], np.float32)  # RAS to the axes of the published volumes
-    maps = predict(model, config, image, where, query_output is not None)
-    for path, found in zip((output, query_output), maps):
-        if path is not None:
-            on_grid = nifti.make_image(np.ascontiguousarray(found[::-1, ::-1]), grid.affine, path)
-            nifti.save(path, resample.resample_to(on_grid, scan, label=True).data, like=scan, dtype=np.uint8)
+    maps = predict(model, config, image, where, str(input), query_output is not None)
+    for path, found in zip(outputs, maps):
+        on_grid = nifti.make_image(np.ascontiguousarray(found[::-1, ::-1]), grid.affine, path)
+        nifti.save(path, resample.resample_to(on_grid, scan, label=True).data, like=scan, dtype=np.uint8)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,8 +1,11 @@
 """The kMaX transformer decoder: queries as cluster centres that are updated by k-means over voxels (figures 2, 3).
 
-The poster prints C <- C + argmax_N(Q K^T) V and leaves the layers to kMaX-DeepLab (Yu et al., ECCV 2022); widths
-and zero-initialised gains are those of its released code and of the poster's.
+The poster prints C <- C + argmax_N(Q K^T) V and leaves the layers to kMaX-DeepLab (Yu et al., ECCV 2022); widths, the
+epsilon and momentum of the batch norms, initial weights and zero-initialised gains are those of the poster's released
+code.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -10,30 +13,67 @@ from torch import Tensor, nn
 
 from papers.dkuxnet.uxnet import DepthwiseConv3d, PointwiseConv3d
 
+NORM_EPSILON = 1e-3
+"""of all batch norms between queries and voxels (released code; PyTorch's default is 1e-5)"""
+NORM_MOMENTUM = 0.01
+"""of the same batch norms (released code; PyTorch's default is 0.1)"""
+LAST_VOXEL_STD = 0.01
+"""initial weights of the voxels' last layer before the mask logits, before truncation (released code)"""
 
-def _norm(channels: int, gain: float = 1.0) -> nn.BatchNorm1d:
-    norm = nn.BatchNorm1d(channels)
-    nn.init.constant_(norm.weight, gain)
-    return norm
+
+def truncated_normal_(weight: Tensor, std: float) -> Tensor:
+    """Normal numbers between -2 and 2 standard deviations; what is cut off makes theirs 0.88 `std`.
+
+    Example:
+        >>> weight = truncated_normal_(torch.empty(400, 400), 0.0625)
+        >>> round(weight.std().item(), 3), weight.abs().max().item() <= 0.125
+        (0.055, True)
+    """
+    return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+def batch_norm(kind: type, channels: int) -> nn.Module:
+    """`nn.BatchNorm1d`, 2d or 3d with epsilon and momentum of the released code."""
+    return kind(channels, eps=NORM_EPSILON, momentum=NORM_MOMENTUM)
 
 
 class QueryLinear(nn.Sequential):
     """1x1 convolution and batch norm on queries, (B, in, N) -> (B, out, N), with GELU if `act`.
 
-    `gain` is the initial weight of the batch norm: 0 makes a residual branch start as nothing.
+    Args:
+        in_channels, out_channels: of the convolution.
+        act: end with GELU.
+        gain: initial weight of the batch norm: 0 makes a residual branch start as nothing.
+        std: of the initial weights before truncation; by default sqrt(2 / in_channels).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, act: bool = False, gain: float = 1.0):
-        conv = nn.Conv1d(in_channels, out_channels, 1, bias=False)
-        super().__init__(conv, _norm(out_channels, gain), *([nn.GELU()] if act else []))
+    norm = nn.BatchNorm1d
+
+    def __init__(
+        self, in_channels: int, out_channels: int, act: bool = False, gain: float = 1.0, std: float | None = None
+    ):
+        norm = batch_norm(self.norm, out_channels)
+        super().__init__(self.convolution(in_channels, out_channels), norm, *([nn.GELU()] if act else []))
+        self.gain, self.std = gain, math.sqrt(2 / in_channels) if std is None else std
+        self.reset_parameters()
+
+    @staticmethod
+    def convolution(in_channels: int, out_channels: int) -> nn.Module:
+        return nn.Conv1d(in_channels, out_channels, 1, bias=False)
+
+    def reset_parameters(self) -> None:
+        truncated_normal_(self[0].weight, self.std)
+        nn.init.constant_(self[1].weight, self.gain)
 
 
-class VoxelLinear(nn.Sequential):
+class VoxelLinear(QueryLinear):
     """1x1x1 convolution and batch norm on voxels, (B, in, W, H, D) -> (B, out, W, H, D), with GELU if `act`."""
 
-    def __init__(self, in_channels: int, out_channels: int, act: bool = False):
-        conv = PointwiseConv3d(in_channels, out_channels, bias=False)
-        super().__init__(conv, nn.BatchNorm3d(out_channels), *([nn.GELU()] if act else []))
+    norm = nn.BatchNorm3d
+
+    @staticmethod
+    def convolution(in_channels: int, out_channels: int) -> nn.Module:
+        return PointwiseConv3d(in_channels, out_channels, bias=False)
 
 
 def hard_assignment(mask_logits: Tensor) -> Tensor:
@@ -86,13 +126,18 @@ class MaskPredictor(nn.Module):
         super().__init__()
         self.pixel_head = nn.Sequential(
             DepthwiseConv3d(pixel_channels, 5, bias=False),
-            nn.BatchNorm3d(pixel_channels),
+            batch_norm(nn.BatchNorm3d, pixel_channels),
             nn.GELU(),
             VoxelLinear(pixel_channels, query_channels, act=True),
-            VoxelLinear(query_channels, embedding),
+            VoxelLinear(query_channels, embedding, std=LAST_VOXEL_STD),
         )
         self.query_head = QueryLinear(query_channels, embedding)
-        self.norm = _norm(1, gain)  # one gain and one offset for all logits
+        self.norm, self.gain = batch_norm(nn.BatchNorm1d, 1), gain  # one gain and one offset for all logits
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.pixel_head[0].weight)
+        nn.init.constant_(self.norm.weight, self.gain)
 
     def forward(self, pixels: Tensor, queries: Tensor) -> Tensor:
         """(B, pixel_channels, W, H, D), (B, query_channels, N) -> logits (B, N, W, H, D)."""
@@ -116,9 +161,9 @@ class QuerySelfAttention(nn.Module):
     def __init__(self, channels: int = 256, key_depth: int = 128, value_depth: int = 256, heads: int = 8):
         super().__init__()
         self.depths, self.heads = (key_depth, key_depth, value_depth), heads
-        self.qkv = QueryLinear(channels, sum(self.depths))
-        self.norm_similarity = nn.BatchNorm2d(heads)
-        self.norm_retrieved = _norm(value_depth)
+        self.qkv = QueryLinear(channels, sum(self.depths), std=channels**-0.5)
+        self.norm_similarity = batch_norm(nn.BatchNorm2d, heads)
+        self.norm_retrieved = batch_norm(nn.BatchNorm1d, value_depth)
         self.out = QueryLinear(value_depth, channels, gain=0.0)
 
     def forward(self, queries: Tensor) -> Tensor:
@@ -161,8 +206,8 @@ class KMaXLayer(nn.Module):
         self.pixel_space = VoxelLinear(pixel_channels, channels, act=True)
         self.query_space = QueryLinear(channels, channels, act=True)
         self.predictor = MaskPredictor(channels, channels, embedding, gain)
-        self.values = VoxelLinear(channels, value_depth)
-        self.norm_update = _norm(value_depth)
+        self.values = VoxelLinear(channels, value_depth, std=channels**-0.5)
+        self.norm_update = batch_norm(nn.BatchNorm1d, value_depth)
         self.update = QueryLinear(value_depth, channels, gain=0.0)
         self.attention = QuerySelfAttention(channels, key_depth, value_depth, heads)
         self.ffn = nn.Sequential(QueryLinear(channels, ffn, act=True), QueryLinear(ffn, channels, gain=0.0))
@@ -199,10 +244,14 @@ class KMaXDecoder(nn.Module):
 
     def __init__(self, pixel_channels: list[int], queries: int, layers: int = 2, channels: int = 256, **layer):
         super().__init__()
-        self.centres = nn.Parameter(nn.init.trunc_normal_(torch.empty(channels, queries), std=1.0))
+        self.centres = nn.Parameter(torch.empty(channels, queries))
+        self.reset_parameters()
         self.scales = nn.ModuleList(
             nn.ModuleList(KMaXLayer(width, channels, **layer) for _ in range(layers)) for width in pixel_channels
         )
+
+    def reset_parameters(self) -> None:
+        truncated_normal_(self.centres, 1.0)
 
     def forward(self, scales: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """[(B, pixel_channels[s], W, H, D)] -> cluster centres (B, channels, N), mask logits of every layer."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from papers.dkuxnet.kmax import KMaXDecoder, MaskPredictor, QueryLinear
+from papers.dkuxnet.kmax import NORM_MOMENTUM, KMaXDecoder, MaskPredictor, QueryLinear
 from papers.dkuxnet.uxnet import UXNetBackbone
 
 
@@ -78,6 +78,7 @@ class DKUXNet(nn.Module):
         kmax_scales: scales that update the queries: 2 is d3 and d2 (released code), 3 adds d1.
         kmax_layers: layers per scale.
         query_channels, key_depth, value_depth, heads, ffn, embedding, mask_gain: see `kmax.KMaXLayer`.
+        norm_momentum: of the batch norms' running statistics (released code: 0.01).
 
     Raises:
         ValueError: (forward) a side that 16 does not divide.
@@ -108,6 +109,7 @@ class DKUXNet(nn.Module):
         ffn: int = 2048,
         embedding: int = 128,
         mask_gain: float = 0.1,
+        norm_momentum: float = NORM_MOMENTUM,
     ):
         super().__init__()
         self.query_groups, self.kmax_scales = tuple(query_groups), kmax_scales
@@ -121,6 +123,9 @@ class DKUXNet(nn.Module):
         self.query_projection = QueryLinear(query_channels, query_channels, act=True)
         self.predictor = MaskPredictor(finest, query_channels, embedding, mask_gain)
         self.classifier = QueryClassifier(query_channels, queries, classes)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+                module.momentum = norm_momentum
 
     def forward(self, volume: Tensor) -> Output:
         """(B, in_channels, W, H, D) z-scores, sides divisible by 16 -> `Output`."""

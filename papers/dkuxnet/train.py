@@ -1,4 +1,4 @@
-"""Train DKUXNet, an ablation of it, V-Net or UA-MT on the left-atrium scans.
+"""Train DKUXNet, an ablation of it, V-Net, UA-MT or a mean mask on the left-atrium scans.
 
 python -m papers.dkuxnet.train --data DATA --out runs/mine --profile cpu --variant full
 """
@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shared.cli import RunConfig, train_command
+from shared.errors import InputError
 
 
 @dataclass
 class Config(RunConfig):
     """DKUXNet: semi-supervised left-atrium segmentation by consistent query distributions."""
 
-    network: Literal["dkuxnet", "vnet", "ua_mt"] = "dkuxnet"
-    """the proposed method; supervised V-Net; V-Net with an uncertainty-aware mean teacher"""
+    network: Literal["dkuxnet", "vnet", "ua_mt", "mean_mask"] = "dkuxnet"
+    """the proposed method; supervised V-Net; V-Net with an uncertain mean teacher; the mean of the labelled masks"""
     labelled_fraction: float = 0.1
     """part of the scans in train.list whose labels are used (paper: 0.05, 0.1, 0.2, 1)"""
     use_qdc: bool = True
@@ -27,6 +28,8 @@ class Config(RunConfig):
     """steps of the sliding window in voxels (LA protocol: 18, 18, 4)"""
     voxel_mm: float = 0.625
     """voxel size of the training scans in mm; `apply` resamples a user's scan to it (LA 2018: 0.625)"""
+    shrink: int = 1
+    """scans are read with blocks of so many voxels along each axis averaged into one (protocol: 1)"""
     rotate_and_flip: bool = True
     """random right-angle turns and flips in the plane (LA protocol: yes)"""
     fill_with_labelled: bool = False
@@ -63,6 +66,8 @@ class Config(RunConfig):
     """length of the vectors whose inner product is a mask logit (kMaX: 128)"""
     mask_gain: float = 0.1
     """initial gain of the batch norm on mask logits (kMaX: 0.1)"""
+    norm_momentum: float = 0.01
+    """share of the newest batch in the running statistics of batch norms around the queries (released code: 0.01)"""
     distribution_weight: float = 0.1
     """weight of the supervised loss on the query distribution, within L_seg (released code: 0.1, summed)"""
     consistency_weight: float = 0.1
@@ -79,8 +84,10 @@ class Config(RunConfig):
     """AdamW's learning rate for DKUXNet, polynomial decay 0.9 (released code: 1e-4)"""
     weight_decay: float = 1e-4
     """weight decay of all optimisers (LA protocol: 1e-4)"""
+    vnet_code: Literal["ua_mt", "monai"] = "ua_mt"
+    """the supervised V-Net is that of UA-MT, as in the LA protocol, or MONAI's, as Milletari et al. describe it"""
     filters: int = 16
-    """width of V-Net's first level (LA protocol: 16)"""
+    """width of the first level of UA-MT's V-Net (LA protocol: 16); MONAI's has always 16"""
     vnet_optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with momentum 0.9 and tenfold steps down at 5/12 and 10/12 (LA protocol), or AdamW as for DKUXNet"""
     lr_vnet: float = 1e-2
@@ -95,23 +102,28 @@ class Config(RunConfig):
 
 SMALL = {
     "dims": (4, 8, 16, 32), "hidden": 64, "depths": (1, 1, 1, 1), "layer_scale": 0.1, "query_groups": (4, 4),
-    "query_channels": 16, "key_depth": 16, "value_depth": 16, "heads": 4, "ffn": 32, "embedding": 16,
-    "mask_gain": 3.0, "filters": 4, "vnet_optimizer": "adamw",
+    "query_channels": 8, "key_depth": 16, "value_depth": 16, "heads": 4, "ffn": 32, "embedding": 8,
+    "mask_gain": 3.0, "norm_momentum": 0.1, "sampled_voxels": 128, "filters": 8, "vnet_optimizer": "adamw",
+    "uncertainty_passes": 4, "dropout": 0.2,
 }  # fmt: skip
+COARSE = {
+    **SMALL, "crop": (32, 32, 16), "strides": (16, 16, 8), "voxel_mm": 2.5, "lr": 5e-3, "lr_vnet": 5e-3,
+    "vnet_updates": 2.0,
+}  # fmt: skip
+"""What the profiles `cpu` and `study` share"""
 PROFILES = {
     "smoke": {
         **SMALL, "crop": (32, 16, 16), "strides": (32, 16, 16), "voxel_mm": 5.0, "steps": 2, "lr": 1e-3,
-        "lr_vnet": 1e-3, "sampled_voxels": 32, "uncertainty_passes": 2, "query_groups": (2, 2),
+        "lr_vnet": 1e-3, "sampled_voxels": 32, "uncertainty_passes": 2, "query_groups": (2, 2), "filters": 4,
     },
-    "cpu": {
-        **SMALL, "crop": (32, 32, 16), "strides": (16, 16, 8), "voxel_mm": 2.5, "steps": 120, "lr": 5e-3,
-        "lr_vnet": 5e-3, "sampled_voxels": 256, "uncertainty_passes": 4, "vnet_updates": 2.0, "dropout": 0.2,
-    },
+    "cpu": {**COARSE, "steps": 150},
+    "study": {**COARSE, "steps": 300},
     "paper": {"batch_size": 2},
 }  # fmt: skip
 
 ONLY_SEG = {"use_qdc": False, "use_segc": False}
 VARIANTS = {
+    "mean_mask": {"network": "mean_mask", "fill_with_labelled": True},
     "full": {},
     "lseg": ONLY_SEG,
     "lseg_filled": {**ONLY_SEG, "fill_with_labelled": True},
@@ -128,21 +140,32 @@ VARIANTS = {
 
 def build_model(config: Config):
     """The network of a configuration, on the CPU."""
-    from papers.dkuxnet.model import DKUXNet
-    from papers.dkuxnet.vnet import VNet
+    classes = len(config.query_groups)
+    if config.network == "mean_mask":
+        from papers.dkuxnet.mean_mask import MeanMask
 
-    if config.network != "dkuxnet":
-        dropout = config.dropout if config.network == "ua_mt" else 0.0
-        return VNet(1, len(config.query_groups), config.filters, dropout)
+        return MeanMask(classes, config.crop)
+    if config.network == "vnet" and config.vnet_code == "monai":
+        from monai.networks.nets import VNet
+
+        return VNet(3, 1, classes)
+    if config.network in ("vnet", "ua_mt"):
+        from papers.dkuxnet.vnet import VNet
+
+        return VNet(1, classes, config.filters, config.dropout if config.network == "ua_mt" else 0.0)
+    from papers.dkuxnet.model import DKUXNet
+
     return DKUXNet(
         1, config.query_groups, config.dims, config.hidden, config.depths, config.layer_scale, config.kmax_scales,
         config.kmax_layers, config.query_channels, config.key_depth, config.value_depth, config.heads, config.ffn,
-        config.embedding, config.mask_gain,
+        config.embedding, config.mask_gain, config.norm_momentum,
     )  # fmt: skip
 
 
 def updates(config: Config) -> int:
     """Updates of this configuration's network."""
+    if config.network == "mean_mask":
+        return 0
     return round(config.steps * (1.0 if config.network == "dkuxnet" else config.vnet_updates))
 
 
@@ -163,82 +186,17 @@ def build_optimizer(config: Config, model):
     return optimizer, decay
 
 
-def contrastive_losses(config: Config, output, label, key):
-    """L_qdc and L_segc of a batch in which views 2b and 2b + 1 show crop b (M12, M13).
-
-    Args:
-        output: `model.Output` of all views.
-        label: (B, W, H, D), -1 where not labelled.
-        key: (B, W, H, D), uniform random numbers that choose the voxels.
+def check(config: Config) -> None:
     """
-    from papers.dkuxnet.losses import gather_voxels, info_nce, pseudo_classes, sample_voxels
-    from shared.distributed import gather
-
-    probabilities = output.logits.softmax(dim=1)
-    first, second = probabilities[0::2], probabilities[1::2]
-    classes = pseudo_classes((first, second), label, config.confidence)
-    number = output.logits.shape[1]
-    index, valid = sample_voxels(classes, key.flatten(1), config.sampled_voxels, number)
-
-    def everywhere(x):  # of all processes, one row a voxel
-        return gather(x).flatten(0, 1)
-
-    chosen, valid = everywhere(classes.gather(1, index)), everywhere(valid.long()).bool()
-
-    def contrast(first, second):
-        pair = (everywhere(gather_voxels(maps, index)) for maps in (first, second))
-        return info_nce(*pair, chosen, valid, config.temperature)
-
-    return contrast(output.response[0::2], output.response[1::2]), contrast(first, second)
-
-
-def dkuxnet_loss(config: Config, model, batch: dict, step: int):
-    """L_seg + w(t) (L_qdc + L_segc) and its parts for the log."""
-    from papers.dkuxnet.losses import distribution_loss, rampup, segmentation_loss
-
-    views, label, key = batch["views"].flatten(0, 2), batch["label"].flatten(0, 1), batch["key"].flatten(0, 1)
-    output = model(views)
-    label_of_view = label.repeat_interleave(2, dim=0)
-    seg = segmentation_loss(output.logits, label_of_view)
-    of_layers = [distribution_loss(layer, label_of_view) for layer in output.layer_distributions]
-    distribution = distribution_loss(output.distribution, label_of_view) + sum(of_layers) / len(of_layers)
-    loss = seg + config.distribution_weight * distribution
-    parts = {"seg": seg, "distribution": distribution}
-    if config.use_qdc or config.use_segc:
-        qdc, segc = contrastive_losses(config, output, label, key)
-        weight = config.consistency_weight * rampup(step, config.ramp_fraction * config.steps)
-        loss = loss + weight * (config.use_qdc * qdc + config.use_segc * segc)
-        parts |= {"qdc": qdc, "segc": segc, "weight": weight}
-    return loss, parts
-
-
-def ua_mt_loss(config: Config, model, teacher, batch: dict, step: int):
-    """Supervised loss on labelled crops, consistency with the teacher on unlabelled ones (UA-MT, eqs. 1 to 4)."""
-    import math
-
-    import torch
-
-    from papers.dkuxnet.losses import rampup, segmentation_loss, uncertainty_masked_mse
-    from papers.dkuxnet.vnet import predictive_entropy
-
-    views, label = batch["views"].flatten(0, 1), batch["label"].flatten(0, 1)
-    logits = model(views[:, 0])
-    seg = segmentation_loss(logits, label)
-    unlabelled = label.flatten(1).amin(1) < 0
-    if not unlabelled.any():
-        return seg, {"seg": seg}
-    inputs = views[unlabelled, 1]
-    with torch.no_grad():  # the target and all stochastic passes are one batch, as many copies of the crops
-        copies = inputs.repeat(config.uncertainty_passes + 1, 1, 1, 1, 1)
-        noise = (0.1 * torch.randn_like(copies)).clamp(-0.2, 0.2)
-        noise[: len(inputs)] = 0
-        target, *passes = teacher(copies + noise).float().split(len(inputs))
-        entropy = predictive_entropy(torch.stack(passes).softmax(dim=2))
-    steps = updates(config)
-    threshold = (0.75 + 0.25 * rampup(step, steps)) * math.log(logits.shape[1])
-    consistency = uncertainty_masked_mse(logits[unlabelled], target, entropy, threshold)
-    weight = config.consistency_weight * rampup(step, config.ramp_fraction * steps)
-    return seg + weight * consistency, {"seg": seg, "consistency": consistency, "weight": weight}
+    Raises:
+        InputError: settings that don't fit each other or the networks.
+    """
+    if any(side % 16 or side <= 0 for side in config.crop) or max(config.crop) < 32:
+        raise InputError(f"--crop {config.crop}: each side must be divisible by 16, and one at least 32")
+    if config.query_channels < 1 or config.key_depth % config.heads or config.value_depth % config.heads:
+        raise InputError(f"--heads {config.heads} must divide --key-depth and --value-depth")
+    if config.shrink < 1:
+        raise InputError(f"--shrink {config.shrink}: expected 1 or more")
 
 
 def train(config: Config) -> None:
@@ -247,37 +205,41 @@ def train(config: Config) -> None:
 
     import torch
 
-    from papers.dkuxnet.data import CropPairs
+    from papers.dkuxnet.data import CropPairs, together
     from papers.dkuxnet.losses import segmentation_loss
+    from papers.dkuxnet.objectives import dkuxnet_loss, ua_mt_loss
     from shared import gpu
-    from shared.errors import InputError
 
-    if any(side % 16 or side <= 0 for side in config.crop) or max(config.crop) < 32:
-        raise InputError(f"--crop {config.crop}: each side must be divisible by 16, and one at least 32")
-    if config.query_channels < 1 or config.key_depth % config.heads or config.value_depth % config.heads:
-        raise InputError(f"--heads {config.heads} must divide --key-depth and --value-depth")
-    classes = len(config.query_groups)
-    use_unlabelled = not config.fill_with_labelled
+    check(config)
+    classes, use_unlabelled = len(config.query_groups), not config.fill_with_labelled
     dataset = CropPairs(
-        config.data, config.labelled_fraction, config.crop, use_unlabelled, config.rotate_and_flip, classes
-    )
+        config.data, config.labelled_fraction, config.crop, use_unlabelled, config.rotate_and_flip, classes,
+        config.shrink,
+    )  # fmt: skip
     run = gpu.Run(config, paper="dkuxnet")
-    model = run.prepare(build_model(config))
+    model = gpu.initialise_by_name(build_model(config), config.seed)
+    if config.network == "mean_mask":
+        model.fit(dataset.scan(path)[1] for path in dataset.labelled)
+        run.prepare(model)
+        run.restore()
+        run.save()
+        return
+    model, steps = run.prepare(model), updates(config)
     optimizer, scheduler = build_optimizer(config, model)
     kept = {"optimizer": optimizer, "scheduler": scheduler}
     if config.network == "ua_mt":
         kept["teacher"] = teacher = copy.deepcopy(run.models[0]).requires_grad_(False)
     run.restore(**kept)
 
-    for step, batch in run.batches(dataset, updates(config)):
+    for step, pairs in run.batches(dataset, steps):
+        batch = together(pairs)
         with run.autocast():
             if config.network == "dkuxnet":
                 loss, parts = dkuxnet_loss(config, model, batch, step)
             elif config.network == "ua_mt":
-                loss, parts = ua_mt_loss(config, model, teacher, batch, step)
+                loss, parts = ua_mt_loss(config, model, teacher, batch, step, steps)
             else:
-                views, label = batch["views"].flatten(0, 1), batch["label"].flatten(0, 1)
-                loss, parts = segmentation_loss(model(views[:, 0]), label), {}
+                loss, parts = segmentation_loss(model(batch["views"][:, 0]), batch["label"]), {}
         run.update(loss, optimizer, scheduler, **parts)
         if config.network == "ua_mt":
             with torch.no_grad():

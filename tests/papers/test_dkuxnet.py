@@ -4,6 +4,7 @@ import doctest
 import importlib
 import itertools
 import math
+import shutil
 
 import h5py
 import numpy as np
@@ -13,12 +14,13 @@ import torch.nn.functional as F
 
 from benchmarks.standins import dkuxnet as standin
 from benchmarks.standins import left_atrium
-from papers.dkuxnet import data, losses
+from papers.dkuxnet import data, losses, objectives
 from papers.dkuxnet import train as training
 from papers.dkuxnet.eval import measure
 from papers.dkuxnet.kmax import KMaXDecoder, KMaXLayer, MaskPredictor, QuerySelfAttention, cluster_sums, hard_assignment
-from papers.dkuxnet.model import DKUXNet, QueryClassifier, query_distribution, query_response
-from papers.dkuxnet.sliding_window import predict_volume, window_starts
+from papers.dkuxnet.mean_mask import MeanMask
+from papers.dkuxnet.model import DKUXNet, Output, QueryClassifier, query_distribution, query_response
+from papers.dkuxnet.sliding_window import predict_volume
 from papers.dkuxnet.uxnet import (
     ChannelLayerNorm,
     DepthwiseConv3d,
@@ -30,6 +32,7 @@ from papers.dkuxnet.uxnet import (
 )
 from papers.dkuxnet.vnet import VNet, predictive_entropy
 from shared.errors import InputError
+from shared.gpu import initialise_by_name
 
 TINY = dict(
     dims=(4, 8, 16, 32), hidden=64, depths=(1, 1, 1, 1), query_channels=16, key_depth=8, value_depth=16, heads=2,
@@ -49,7 +52,7 @@ def tiny(**settings):
 
 @pytest.mark.parametrize(
     "name",
-    ["papers.dkuxnet." + m for m in ("uxnet", "kmax", "model", "vnet", "losses", "sliding_window", "data")],
+    ["papers.dkuxnet." + m for m in ("uxnet", "kmax", "model", "vnet", "losses", "mean_mask")],
 )
 def test_examples_in_docstrings(name):
     found = doctest.testmod(importlib.import_module(name))
@@ -66,6 +69,8 @@ def parameters(module):
 def test_parameter_counts():
     with torch.device("meta"):
         assert round(parameters(VNet(filters=16)) / 1e6, 1) == 9.4  # UA-MT's V-Net
+        config = training.Config(data=None, out=None, network="vnet", vnet_code="monai")
+        assert round(parameters(training.build_model(config)) / 1e6, 1) == 45.6  # that of Milletari et al.
         backbone = parameters(UXNetBackbone())
         # 3D UX-Net reports 53.0 M; its network ends with one more residual block of 48 channels and a 1x1x1 layer
         assert round((backbone + parameters(ResidualBlock(48, 48)) + 48 * 2 + 2) / 1e6, 1) == 53.0
@@ -184,8 +189,40 @@ def test_mask_logits_are_cosines_up_to_one_gain():
     logits = predictor(pixels, queries)
     voxel, query = predictor.pixel_head(pixels), predictor.query_head(queries)
     expected = voxel[1, :, 2, 0, 1] @ query[1, :, 3] / voxel[1, :, 2, 0, 1].norm()
-    torch.testing.assert_close(logits[1, 3, 2, 0, 1], 0.1 * expected / math.sqrt(1 + 1e-5))
-    assert predictor.train()(pixels, queries).std().item() == pytest.approx(0.1, rel=0.02)
+    torch.testing.assert_close(logits[1, 3, 2, 0, 1], 0.1 * expected / math.sqrt(1 + 1e-3))
+    logits = predictor.train()(pixels, 100 * queries)  # so large that epsilon does not matter
+    assert logits.std().item() == pytest.approx(0.1, rel=0.02)
+
+
+def test_batch_norms_around_queries_are_those_of_the_released_code():
+    """Measured there: epsilon 1e-3, momentum 0.01. PyTorch's own are 1e-5 and 0.1."""
+    norms = [m for m in tiny().modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) == 4 * 15 + 6
+    assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-3, 0.01)}
+    assert {norm.momentum for norm in tiny(norm_momentum=0.1).modules() if hasattr(norm, "momentum")} >= {0.1}
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_initial_weights_have_the_spread_of_the_released_code(by_name):
+    """Standard deviations that were measured in it, and gains that start residual branches as nothing."""
+    layer = KMaXLayer(384)
+    if by_name:
+        initialise_by_name(layer, 3)
+    expected = {
+        layer.attention.qkv: 0.055, layer.values: 0.055, layer.predictor.pixel_head[4]: 0.0088,
+        layer.predictor.pixel_head[3]: 0.0779, layer.predictor.query_head: 0.0779, layer.query_space: 0.0779,
+        layer.pixel_space: 0.0634, layer.ffn[0]: 0.0779, layer.ffn[1]: 0.0275, layer.update: 0.0778,
+        layer.attention.out: 0.0778,
+    }  # fmt: skip
+    for part, std in expected.items():
+        assert part[0].weight.std().item() == pytest.approx(std, rel=0.02)
+    assert layer.predictor.pixel_head[0].weight.std().item() == pytest.approx(0.0078, rel=0.03)
+    assert [part[1].weight.abs().max().item() for part in (layer.update, layer.attention.out, layer.ffn[1])] == [
+        0,
+        0,
+        0,
+    ]
+    assert layer.predictor.norm.weight.item() == pytest.approx(0.1)
 
 
 def test_self_attention_against_loops():
@@ -194,7 +231,7 @@ def test_self_attention_against_loops():
     torch.nn.init.constant_(attention.out[1].weight, 1.0)
     queries = torch.randn(1, 6, 3)
     q, k, v = attention.qkv(queries)[0].split([4, 4, 8])
-    scale = 1 / math.sqrt(1 + 1e-5)  # an untrained batch norm in evaluation mode
+    scale = 1 / math.sqrt(1 + 1e-3)  # an untrained batch norm in evaluation mode
     retrieved = torch.zeros(8, 3)
     for head, n in itertools.product(range(2), range(3)):
         rows, wide = slice(2 * head, 2 * head + 2), slice(4 * head, 4 * head + 4)
@@ -263,6 +300,16 @@ def test_vnet_reaches_every_class_and_entropy():
     assert predictive_entropy(certain).item() == pytest.approx(0, abs=1e-4)
 
 
+def test_mean_mask_is_the_mean_over_scans_and_knows_nothing_of_a_scan():
+    masks = [torch.zeros(4, 4, 2, dtype=torch.uint8), torch.ones(8, 8, 4, dtype=torch.uint8)]
+    masks[0][:2] = 1
+    model = MeanMask(2, (4, 4, 2))
+    model.fit(masks)
+    foreground = model.probabilities((4, 4, 2))[1]
+    assert foreground[:2].eq(1).all() and foreground[2:].eq(0.5).all()
+    assert model.probabilities((8, 6, 2)).shape == (2, 8, 6, 2)
+
+
 # --- losses ----------------------------------------------------------------------------------------------
 
 
@@ -320,8 +367,6 @@ def test_memory_of_the_contrastive_losses_does_not_grow_with_the_square_of_the_v
     config = training.Config(data=None, out=None, sampled_voxels=64, confidence=0.0)
     probabilities = torch.rand(4, 2, *sides).requires_grad_()
     response = torch.rand(4, 8, *sides).requires_grad_()
-    from papers.dkuxnet.model import Output
-
     largest = {"square": 0}
 
     def look(tensor):
@@ -332,7 +377,7 @@ def test_memory_of_the_contrastive_losses_does_not_grow_with_the_square_of_the_v
 
     label, key = torch.full((2, *sides), -1), torch.rand(2, *sides)
     with torch.autograd.graph.saved_tensors_hooks(look, lambda x: x):
-        qdc, segc = training.contrastive_losses(config, Output(probabilities, response, None, []), label, key)
+        qdc, segc = objectives.contrastive_losses(config, Output(probabilities, response, None, []), label, key)
     (qdc + segc).backward()
     voxels = math.prod(sides)
     assert largest["square"] <= (2 * 64) ** 2  # P x P for P = 2 crops x 64 voxels, at either size
@@ -398,7 +443,7 @@ def test_consistency_losses_teach_every_parameter_of_a_network_without_labels():
     views = torch.randn(2, 1, 32, 16, 16)
     output = net(views)
     label, key = torch.full((1, 32, 16, 16), -1), torch.rand(1, 32, 16, 16)
-    for loss in training.contrastive_losses(config, output, label, key):
+    for loss in objectives.contrastive_losses(config, output, label, key):
         gradient = torch.autograd.grad(loss, net.backbone.encoder.downsample[0][0].weight, retain_graph=True)[0]
         assert gradient.abs().max() > 0
 
@@ -410,18 +455,18 @@ def test_ua_mt_ignores_what_the_teacher_is_unsure_of_and_leaves_labels_to_the_st
     def network(odds):
         return lambda x: torch.stack([odds * torch.ones_like(x[:, 0]), torch.zeros_like(x[:, 0])], dim=1)
 
-    views = torch.randn(1, 2, 2, 1, 4, 4, 4)
-    label = torch.stack([torch.zeros(4, 4, 4), -torch.ones(4, 4, 4)]).long()[None]
+    views = torch.randn(2, 2, 1, 4, 4, 4)
+    label = torch.stack([torch.zeros(4, 4, 4), -torch.ones(4, 4, 4)]).long()
     student, step = network(0.0), 10
     found = {}
     for odds in (0.0, 20.0):
-        loss, parts = training.ua_mt_loss(config, student, network(odds), {"views": views, "label": label}, step)
+        loss, parts = objectives.ua_mt_loss(config, student, network(odds), {"views": views, "label": label}, step, 10)
         found[odds] = parts["consistency"].item()
         torch.testing.assert_close(loss, parts["seg"] + 0.1 * parts["consistency"])
     assert found[20.0] == pytest.approx(0.25, abs=1e-4)  # (1 - 1/2)^2 in both classes
     assert found[0.0] == 0  # the student agrees, and the mask is empty below ln 2
-    sure_only_of_labelled, parts = training.ua_mt_loss(
-        config, student, network(20.0), {"views": views, "label": torch.zeros_like(label)}, step
+    sure_only_of_labelled, parts = objectives.ua_mt_loss(
+        config, student, network(20.0), {"views": views, "label": torch.zeros_like(label)}, step, 10
     )
     assert "consistency" not in parts and torch.equal(sure_only_of_labelled, parts["seg"])
 
@@ -430,10 +475,21 @@ def test_ua_mt_ignores_what_the_teacher_is_unsure_of_and_leaves_labels_to_the_st
 
 
 @pytest.mark.parametrize("side", [112, 113, 129, 130, 131, 200])
-def test_windows_cover_an_axis_at_the_protocols_stride(side):
-    starts = window_starts(side, 112, 18)
-    covered = {voxel for start in starts for voxel in range(start, start + 112)}
-    assert covered == set(range(side)) and len(starts) == math.ceil((side - 112) / 18) + 1
+def test_windows_lie_at_the_protocols_strides(side):
+    """18 in the plane, 4 along the slices, whatever MONAI's rounding of overlaps; the last ends with the volume."""
+    for window, stride in ((112, 18), (80, 4), (16, 16)):
+        if side < window:
+            continue
+        starts = []
+
+        def of(crops, starts=starts):
+            starts += crops[:, 0, 0, 0, 0].long().tolist()
+            return crops
+
+        volume = torch.arange(side, dtype=torch.float32)[:, None, None].expand(side, 1, 1).contiguous()
+        predict_volume(of, volume, (window, 1, 1), (stride, 1, 1))
+        count = math.ceil((side - window) / stride) + 1
+        assert starts == [min(number * stride, side - window) for number in range(count)]
 
 
 def test_sliding_window_is_the_mean_over_windows_and_undoes_the_padding():
@@ -477,16 +533,67 @@ def test_metrics_are_those_of_medpy():
 def test_labelled_are_the_first_of_the_list_and_other_labels_are_never_seen(smoke):
     names = (smoke / "train.list").read_text().split()
     pairs = data.CropPairs(smoke, 0.34, (32, 16, 16))
+    keys = {"views", "label", "key", "second_views", "second_label", "second_key"}
     assert [path.parent.name for path in pairs.labelled] == names[:1]
     assert [path.parent.name for path in pairs.unlabelled] == names[1:]
     for _ in range(5):
         item = pairs[0]
-        assert item["views"].shape == (2, 2, 1, 32, 16, 16)
-        assert item["label"][0].min() >= 0 and (item["label"][1] == -1).all()
+        assert item.keys() == keys and item["views"].shape == item["second_views"].shape == (2, 1, 32, 16, 16)
+        assert item["label"].min() >= 0 and (item["second_label"] == -1).all()
     filled = data.CropPairs(smoke, 0.34, (32, 16, 16), use_unlabelled=False)
-    assert filled[0]["label"].min() >= 0 and not filled.unlabelled
+    assert filled[0]["second_label"].min() >= 0 and not filled.unlabelled
     everything = data.CropPairs(smoke, 1.0, (32, 16, 16))
-    assert len(everything) == 3 and everything[2]["label"].min() >= 0
+    assert len(everything) == 3 and everything[2]["second_label"].min() >= 0
+
+
+def test_crops_of_a_batch_lie_one_after_another():
+    pair = {"views": torch.randn(3, 2, 1, 4, 4, 2), "label": torch.zeros(3, 4, 4, 2), "key": torch.rand(3, 4, 4, 2)}
+    second = {f"second_{name}": value + 100 for name, value in pair.items()}
+    batch = data.together(pair | second)
+    assert batch["views"].shape == (6, 2, 1, 4, 4, 2) and batch["label"].shape == (6, 4, 4, 2)
+    for name in pair:
+        assert torch.equal(batch[name][0::2], pair[name]) and torch.equal(batch[name][1::2], pair[name] + 100)
+
+
+def test_blocks_are_averaged_and_their_commonest_label_counts(tmp_path):
+    image = np.random.default_rng(0).normal(size=(5, 4, 6)).astype(np.float32)
+    label = np.random.default_rng(1).integers(0, 3, (5, 4, 6), dtype=np.uint8)
+    with h5py.File(tmp_path / "mri_norm2.h5", "w") as file:
+        file["image"], file["label"] = image, label
+    small, classes = data.read_scan(tmp_path / "mri_norm2.h5", 3, shrink=2)
+    assert small.shape == classes.shape == (2, 2, 3)
+    for i, j, k in np.ndindex(2, 2, 3):
+        block = tuple(slice(2 * n, 2 * n + 2) for n in (i, j, k))
+        assert small[i, j, k] == pytest.approx(image[block].mean(), abs=1e-6)
+        assert classes[i, j, k] == np.bincount(label[block].ravel(), minlength=3).argmax()
+
+
+def test_grey_levels_become_z_scores_or_are_refused(tmp_path):
+    path, grey = tmp_path / "mri_norm2.h5", np.arange(64, dtype=np.uint8).reshape(4, 4, 4)
+    with h5py.File(path, "w") as file:
+        file["image"], file["label"] = grey, np.zeros_like(grey)
+    with pytest.raises(InputError, match="z-scores"):
+        data.read_scan(path)
+    with h5py.File(path, "a") as file:
+        file["image"].attrs.update(scale=0.05, offset=-1.5)
+    np.testing.assert_allclose(data.read_scan(path)[0], grey * 0.05 - 1.5, atol=1e-6)
+
+
+def test_lists_that_overlap_or_lead_elsewhere_are_refused(smoke, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(smoke, root)
+    train, test = (root / f"{split}.list" for split in ("train", "test"))
+    names = train.read_text()
+    for changed, message in (
+        (names + test.read_text(), "in both"),
+        (names + names, "2 times"),
+        ("../x\n", "not inside"),
+    ):
+        train.write_text(changed)
+        with pytest.raises(InputError, match=message):
+            data.find_scans(root, "train")
+    train.unlink()
+    assert len(data.find_scans(root, "test")) == 2  # a test set alone is enough to evaluate
 
 
 def test_views_share_geometry_and_differ_by_bounded_noise():
@@ -517,12 +624,13 @@ def test_broken_files_are_named(smoke, tmp_path):
         with h5py.File(path, "w") as file:
             file["image"], file["label"] = image, label
 
-    good = np.zeros((4, 4, 4), np.float32)
+    good, zeros = np.linspace(-1, 1, 64, dtype=np.float32).reshape(4, 4, 4), np.zeros((4, 4, 4), np.float32)
     for image, label, message in (
-        (good[0], good[0], "volume"),
-        (good + np.nan, good, "NaN"),
-        (good, good[:2], "shape"),
-        (good, good + 2, "0 to 1"),
+        (good[0], zeros[0], "axes"),
+        (good + np.nan, zeros, "NaN"),
+        (good, zeros[:2], "shape"),
+        (good, zeros + 2, "0 to 1"),
+        (zeros, zeros, "z-scores"),
     ):
         write(image, label)
         with pytest.raises(InputError, match=message):
@@ -537,7 +645,7 @@ def test_broken_files_are_named(smoke, tmp_path):
 @pytest.mark.parametrize(
     ("variant", "unlabelled", "updates"),
     [("full", True, 4), ("lseg_qdc", True, 4), ("lseg", True, 4), ("lseg_filled", False, 4), ("vnet_100", False, 6),
-     ("ua_mt", True, 6)],
+     ("ua_mt", True, 6), ("mean_mask", False, 0)],
 )  # fmt: skip
 def test_which_crops_a_variant_sees_and_how_often(variant, unlabelled, updates, smoke, tmp_path, monkeypatch):
     from tests.smoke import train_variant
