@@ -23,6 +23,7 @@ from papers.dkuxnet.model import DKUXNet, Output, QueryClassifier, query_distrib
 from papers.dkuxnet.sliding_window import predict_volume
 from papers.dkuxnet.uxnet import (
     ChannelLayerNorm,
+    Conv3x3x3,
     DepthwiseConv3d,
     PointwiseConv3d,
     ResidualBlock,
@@ -90,6 +91,20 @@ def test_depthwise_convolution_is_that_of_torch(sides, kernel):
     upstream = torch.randn_like(found)
     theirs = torch.autograd.grad(expected, (x, weight, bias), upstream)
     for mine, other in zip(torch.autograd.grad(found, (x, ours.weight, ours.bias), upstream), theirs):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [(1, 4), (4, 4), (8, 4), (8, 8)])
+@pytest.mark.parametrize("sides", [(9, 8, 16), (3, 4, 33), (4, 4, 1)])
+def test_narrow_convolution_is_that_of_torch(channels, sides):
+    ours = Conv3x3x3(*channels)
+    x = torch.randn(2, channels[0], *sides, requires_grad=True)
+    weight = ours.weight.detach().clone().requires_grad_()
+    expected, found = F.conv3d(x, weight, padding=1), ours(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    upstream = torch.randn_like(found)
+    theirs = torch.autograd.grad(expected, (x, weight), upstream)
+    for mine, other in zip(torch.autograd.grad(found, (x, ours.weight), upstream), theirs):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
 
 
