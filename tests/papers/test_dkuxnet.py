@@ -212,7 +212,7 @@ def test_mask_logits_are_cosines_up_to_one_gain():
 def test_batch_norms_around_queries_are_those_of_the_released_code():
     """Measured there: epsilon 1e-3, momentum 0.01. PyTorch's own are 1e-5 and 0.1."""
     norms = [m for m in tiny().modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
-    assert len(norms) == 4 * 15 + 6
+    assert len(norms) == 4 * 16 + 6
     assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-3, 0.01)}
     assert {norm.momentum for norm in tiny(norm_momentum=0.1).modules() if hasattr(norm, "momentum")} >= {0.1}
 
