@@ -35,23 +35,25 @@ def find_scans(root: Path, split: str) -> list[Path]:
         split: train or test.
 
     Raises:
-        InputError: no such folder or list, an empty list, a name that comes twice, is in both lists or leads out of
-            the folder, or a scan that is not there.
+        InputError: no such folder or list, an empty list, a name that comes twice or leads out of the folder, a scan
+            that is not there, or one of train.list that is in test.list, too.
     """
     root = Path(root)
     expected = f"it should be a folder with train.list, test.list and '{FOLDER}/'"
     if not root.is_dir():
         raise InputError(f"{root} {'is a file' if root.exists() else 'does not exist'}; {expected}")
-    listings = {name: root / f"{name}.list" for name in ("train", "test")}
-    names = {name: read_names(path, "scans") for name, path in listings.items() if name == split or path.is_file()}
-    cases = {name: [inside(root, scan).name for scan in scans] for name, scans in names.items()}
-    refuse_duplicates(cases[split], f"{listings[split]}: scans")
-    refuse_overlap(cases.get("train", ()), cases.get("test", ()), f"{root}: scans of train.list and test.list")
+    listing, held_out = root / f"{split}.list", root / "test.list"
+    names = read_names(listing, "scans")
+    cases = [inside(root, name).name for name in names]
+    refuse_duplicates(cases, f"{listing}: scans")
+    if split == "train" and held_out.is_file():
+        tested = [inside(root, name).name for name in read_names(held_out, "scans")]
+        refuse_overlap(cases, tested, f"{root}: scans of train.list and test.list")
     paths = []
-    for name in names[split]:
+    for name in names:
         places = [inside(root / FOLDER, name) / FILE, inside(root, name) / FILE]
         found = [path for path in places if path.exists()]
-        paths.append(need_file((found or places)[0], f"the scan that {listings[split].name} names"))
+        paths.append(need_file((found or places)[0], f"the scan that {listing.name} names"))
     return paths
 
 
