@@ -22,8 +22,6 @@ from tests.smoke import smoke_config, train_in_processes, train_variant
 
 ROOT = ledger.ROOT
 SLUGS = ledger.slugs()
-NOT_YET: set[str] = set()
-"""Papers without a study; none is added, and the list goes when it is empty."""
 NOT_RUN_YET = {"cdinet": {"C1d", "C5a"}}
 """Claims that the study should run, or say why they can't be decided; none is added."""
 CLAIM_KEYS = {
@@ -33,20 +31,6 @@ CLAIM_KEYS = {
 each_paper = pytest.mark.parametrize(
     "slug", [pytest.param(slug, marks=pytest.mark.xdist_group(slug)) for slug in SLUGS]
 )
-
-
-# Papers that do not keep a part of the contract yet. What is mended has to leave its set, and nothing is added; the
-# sets are gone when all are mended.
-NOT_YET_PAIRED: set[str] = set()
-NOT_YET_FINITE: set[str] = set()
-NOT_YET_EDITED: set[str] = set()
-
-
-def papers_except(not_yet: set[str]):
-    """Every paper; those named are expected to fail."""
-    late = pytest.mark.xfail(strict=False, reason="does not keep this part of the contract yet")
-    marks = {slug: [pytest.mark.xdist_group(slug)] + [late] * (slug in not_yet) for slug in SLUGS}
-    return pytest.mark.parametrize("slug", [pytest.param(slug, marks=marks[slug]) for slug in SLUGS])
 
 
 def module(slug: str, name: str):
@@ -138,9 +122,6 @@ def test_paper_toml(slug):
 def test_evidence(slug):
     """What a verdict needs: enough seeds, a headline with its control and its length curve, no claim left out."""
     paper = ledger.load_paper(slug)
-    if slug in NOT_YET:
-        assert "study" not in paper, f"{slug} has a study: take it out of NOT_YET"
-        pytest.skip("its evidence is still of the first kind")
     assert set(module(slug, "train").PROFILES) == set(paper["profiles"]) == {"smoke", "cpu", "study", "paper"}
     main = ledger.headline(paper, "standin")
     assert main, "[study] headline: no claim speaks about the stand-in"
@@ -276,7 +257,7 @@ def test_every_parameter_gets_a_gradient(slug, smoke_watched):
         assert seen or variant["role"] == "input", f"variant {variant['name']} trains nothing"
 
 
-@papers_except(NOT_YET_PAIRED)
+@each_paper
 def test_variants_start_from_the_same_weights_and_see_the_same_samples(slug, smoke_watched):
     """With one seed, a variant differs from another in what it is, and not in how its weights or samples were drawn."""
     paper = ledger.load_paper(slug)
@@ -525,7 +506,7 @@ def evaluate_and_apply(slug: str, data: Path, folder: Path, checkpoint: Path) ->
     return both
 
 
-@papers_except(NOT_YET_EDITED)
+@each_paper
 def test_checkpoints_edited_by_hand(slug, smoke_data, smoke_run, tmp_path, capsys):
     """Whole and with a right digest, but wrong: one sentence, by whichever command reads it."""
     from shared.checkpoints import save_checkpoint
@@ -549,7 +530,7 @@ def test_checkpoints_edited_by_hand(slug, smoke_data, smoke_run, tmp_path, capsy
             assert not output.exists()
 
 
-@papers_except(NOT_YET_FINITE)
+@each_paper
 def test_predictions_that_are_not_finite(slug, smoke_data, smoke_run, tmp_path, capsys, monkeypatch):
     """Weights that are NaN are refused where a checkpoint is read, and what they predict where it is used."""
     from shared import checkpoints

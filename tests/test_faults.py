@@ -30,10 +30,6 @@ from tests.conftest import proposed
 from tests.faults import Damage, damage_variants, relations
 from tests.test_contract import each_paper, module
 
-NOT_YET: set[str] = set()
-"""papers whose data.py has not been adapted to `shared.readers` and `shared.photo`"""
-NOT_YET_APPLY: set[str] = set()
-"""papers whose `apply` has not"""
 NOTES = {"standin.json", "STANDIN.txt"}  # what a stand-in says about itself; nothing reads them
 FILE_FAULTS = {"garbage", "empty", "half", "a web page instead"}
 GRID_FAULTS = {"mirrored affine", "moved by 10 cm", "one plane less"}
@@ -293,18 +289,14 @@ def little_memory():
 
 @each_paper
 @pytest.mark.slow
-def test_faults(slug, smoke_data, smoke_run, tmp_path, little_memory, request):
-    if slug in NOT_YET:
-        request.applymarker(pytest.mark.xfail(reason="data.py has not been adapted yet", strict=False))
+def test_faults(slug, smoke_data, smoke_run, tmp_path, little_memory):
     wrong, tried = faults_of(slug, smoke_data(slug), smoke_run, tmp_path)
     assert not wrong, f"{len(wrong)} of {tried} faults:\n" + "\n".join(wrong)
 
 
 @each_paper
 @pytest.mark.slow
-def test_faults_of_the_users_own_file(slug, smoke_data, smoke_run, tmp_path, little_memory, request):
-    if slug in NOT_YET_APPLY:
-        request.applymarker(pytest.mark.xfail(reason="apply has not been adapted yet", strict=False))
+def test_faults_of_the_users_own_file(slug, smoke_data, smoke_run, tmp_path, little_memory):
     if "apply" not in ledger.load_paper(slug):
         pytest.skip("this method has no output to apply")
     wrong, tried = faults_of_apply(slug, smoke_data(slug), smoke_run, tmp_path)

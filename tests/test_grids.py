@@ -19,17 +19,11 @@ from shared import nifti, resample
 from shared.errors import InputError
 from tests.test_contract import assert_one_sentence, module
 
-# Papers that still pair labels with images by their shapes alone. This set only shrinks.
-NOT_YET = set()
 
-
-def papers(wanted, not_yet=frozenset()):
+def papers(wanted):
     """The slugs of the papers for which `wanted(paper.toml)` is true, for `parametrize`."""
     found = [slug for slug in ledger.slugs() if wanted(ledger.load_paper(slug))]
-    marks = {slug: [pytest.mark.xdist_group(slug)] for slug in found}
-    for slug in not_yet & set(found):
-        marks[slug].append(pytest.mark.xfail(strict=False, reason="labels are paired by shape alone"))
-    return pytest.mark.parametrize("slug", [pytest.param(slug, marks=marks[slug]) for slug in found])
+    return pytest.mark.parametrize("slug", [pytest.param(slug, marks=pytest.mark.xdist_group(slug)) for slug in found])
 
 
 def rewrite(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
@@ -83,7 +77,7 @@ def measured(slug, data: Path, checkpoint: Path, out: Path) -> list[dict]:
 
 
 @pytest.mark.slow
-@papers(patterns, NOT_YET)
+@papers(patterns)
 def test_a_label_belongs_to_its_image(slug, smoke_data, smoke_run, tmp_path):
     """Labels that lie elsewhere are refused by name, or change the scores; labels in another order change nothing."""
     checkpoint = smoke_run(slug) / "checkpoint.pt"
