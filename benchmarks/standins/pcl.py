@@ -34,8 +34,8 @@ class Setting:
 
 SETTINGS = {
     "smoke": Setting(15, 6, 44, 6.0, 3, (5, 7), 8),
-    "cpu": Setting(42, 12, 96, 2.3, 5, (9, 13)),
-    "study": Setting(42, 12, 96, 2.3, 5, (9, 13)),
+    "cpu": Setting(42, 12, 70, 2.3, 5, (9, 13)),
+    "study": Setting(42, 12, 70, 2.3, 5, (9, 13)),
     "paper": Setting(100, 12, 160, 1.4, 20, (9, 13), 60),
 }
 CONTRAST_AGENT = 4.0  # 1/s, in the second set, whose blood is brighter
