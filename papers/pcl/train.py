@@ -95,8 +95,8 @@ PROFILES = {
         **SMALL, "spacing_mm": 8.0, "width": 2, "embedding": 16, "elastic_sigma": (2.0, 3.0),
         "pretrain_steps": 2, "finetune_steps": 4,
     },
-    "cpu": {**SMALL, "pretrain_steps": 1800, "finetune_steps": 400},
-    "study": {**SMALL, "pretrain_steps": 1800, "finetune_steps": 400},
+    "cpu": {**SMALL, "pretrain_steps": 1800, "finetune_steps": 900},
+    "study": {**SMALL, "pretrain_steps": 1800, "finetune_steps": 900},
     "paper": {"pretrain_patients": "all"},
 }  # fmt: skip
 
