@@ -175,7 +175,7 @@ def consistency_loss(embeddings: Tensor) -> Tensor:
 
     Args:
         embeddings: (V, B, latent), the embeddings of S and its variants. The squared distance is averaged over
-            batch and latent, as in the released code; the text prints a norm. 0 without variants.
+            batch and latent (released code, 26349cb); the text prints a norm. 0 without variants.
     """
     pairs = list(combinations(range(len(embeddings)), 2))
     if not pairs:
