@@ -45,8 +45,7 @@ class Config(RunConfig):
     weight_decay: float = 0.003
     """weight of the squared weights of the classifier (paper: not given)"""
     graph_decay: float = 0.02
-    """the same for the embedding that the graph is learned in; without it the graph learns the training labels by
-    heart (paper: not given)"""
+    """the same for the embedding that the graph is learned in (paper: not given)"""
     alpha: float = 0.6
     """weighting factor of the loss (paper: 0.6)"""
     alpha1: float = 0.01
