@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import typing
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -116,6 +117,17 @@ def test_paper_toml(slug):
         for name in settings.get("claims", []):
             missing = set(claims.variants_of(by_id[name])) - runs
             assert not missing, f"profile {profile} claims {name}, which needs {missing}, and it does not run them"
+
+
+@each_paper
+def test_the_standin_has_every_size(slug):
+    """`make reproduce PROFILE=...` asks the generator for a data set of the profile's size."""
+    generator = importlib.import_module(f"benchmarks.standins.{slug}")
+    sizes = set(typing.get_args(typing.get_type_hints(generator.generate)["size"]))
+    assert sizes >= {"smoke", "cpu", "study", "paper"}
+    tables = {name: set(table) for name, table in vars(generator).items() if isinstance(table, dict)}
+    for name, keys in tables.items():
+        assert not {"smoke", "cpu"} <= keys or keys == sizes, f"{name} has {sorted(keys)}, generate() {sorted(sizes)}"
 
 
 @each_paper

@@ -8,8 +8,13 @@ import numpy as np
 from benchmarks.standins.dementia_table import biomarkers, cognitive_tests, enrol, one_year_later
 from shared.files import complete_or_absent, write_csv
 
-COUNTS = {"smoke": (14, 24, 10), "cpu": (91, 182, 47), "paper": (160, 320, 84)}  # normal, MCI, dementia
-NEW = {"smoke": (2, 2, 2), "cpu": (7, 12, 5), "paper": (7, 12, 5)}
+COUNTS = {
+    "smoke": (14, 24, 10),
+    "cpu": (91, 182, 47),
+    "study": (91, 182, 47),
+    "paper": (160, 320, 84),
+}  # normal, MCI, dementia
+NEW = {"smoke": (2, 2, 2), "cpu": (7, 12, 5), "study": (7, 12, 5), "paper": (7, 12, 5)}
 BASELINE = ("CN", "LMCI", "AD")
 DIAGNOSIS = ("NL", "MCI", "Dementia")
 SUFFIX = {
@@ -81,14 +86,14 @@ def visit(rng, people, scores, values, rids, code: str, first: dict, keep_region
     return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
 
-def generate(out: Path, seed: int = 0, size: Literal["smoke", "cpu", "paper"] = "cpu") -> Path:
+def generate(out: Path, seed: int = 0, size: Literal["smoke", "cpu", "study", "paper"] = "cpu") -> Path:
     """Write TADPOLE_D1_D2.csv (baseline of all, a visit a year later of some) and new_subjects.csv (baseline,
     no diagnosis) under `out`, which appears only when it is complete.
 
     Args:
         out: folder to create.
         seed: of everything random.
-        size: smoke, cpu or paper (564 people and 354 features).
+        size: smoke, cpu and study (the same data) or paper (564 people and 354 features).
     """
     rng = np.random.default_rng(seed)
     counts = tuple(a + b for a, b in zip(COUNTS[size], NEW[size]))

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-Size = Literal["smoke", "cpu", "paper"]
+Size = Literal["smoke", "cpu", "study", "paper"]
 NAMES = ("lung_006", "lung_014", "lung_022", "lung_023")  # those of the paper
 
 
@@ -46,9 +46,11 @@ class Setting:
     centre_mm: tuple[float, float, float]
 
 
+SMALL = Setting(NAMES[:4], (150, 150, 108), 0.75, (-80.0, 0.0, 4.0))  # a small field of view around one lung
 SETTINGS = {
     "smoke": Setting(("lung_006", "lung_023"), (42, 42, 42), 0.75, (-100.0, 0.0, 4.0)),
-    "cpu": Setting(NAMES[:4], (150, 150, 108), 0.75, (-80.0, 0.0, 4.0)),  # a small field of view around one lung
+    "cpu": SMALL,
+    "study": SMALL,
     "paper": Setting(NAMES, (460, 356, 252), 0.76, (0.0, 0.0, 20.0)),
 }
 ROUTINE = {"pixel": 1.0, "thickness": 5.0, "overlap": 2.5}  # mm
@@ -60,7 +62,7 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
     Args:
         out: folder to create.
         seed: of everything random; a volume depends only on seed, size and its number.
-        size: smoke (two tiny volumes), cpu (four, a small field of view) or paper (four whole chests).
+        size: smoke (two tiny volumes), cpu and study (four, a small field of view) or paper (four whole chests).
 
     Raises:
         InputError: unknown size.
