@@ -501,6 +501,15 @@ def test_two_processes_share_one_contrastive_batch(smoke_data, tmp_path):
     assert two == pytest.approx(one, rel=1e-4)
 
 
+def test_batch_norm_sees_the_views_one_after_the_other(smoke_run):
+    """As in the released code: two passes an update, so twice as many batches in the running statistics."""
+    from shared.checkpoints import load_checkpoint
+
+    content = load_checkpoint(smoke_run("pcl", "pretrain_pcl") / "checkpoint.pt")
+    seen = [int(v) for name, v in content["models"][0].items() if name.endswith("num_batches_tracked")]
+    assert set(seen) == {2 * content["step"]} and content["step"] > 0
+
+
 def test_fine_tuning_starts_from_the_encoder_and_only_from_its_own(smoke_data, smoke_run, tmp_path):
     from papers.pcl.weights import load_encoder
     from shared.checkpoints import load_checkpoint
