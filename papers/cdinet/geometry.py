@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from shared.errors import InputError
-from shared.readers import read_json
+from shared.text_files import read_json
 
 FWHM_PER_SIGMA = 2.0 * math.sqrt(2.0 * math.log(2.0))
 

@@ -18,7 +18,8 @@ from torch.utils.data import Dataset
 
 from shared.errors import InputError
 from shared.files import inside, refuse_duplicates, refuse_overlap
-from shared.readers import Array, need_file, read_hdf5, read_names
+from shared.readers import Array, need_file, read_hdf5
+from shared.text_files import read_names
 
 FOLDER, FILE = "2018LA_Seg_Training Set", "mri_norm2.h5"
 UNLABELLED = -1

@@ -19,7 +19,7 @@ import numpy as np
 
 from shared.errors import InputError
 from shared.files import refuse_duplicates
-from shared.readers import number, read_csv_rows, read_csv_table
+from shared.text_files import number, read_csv_rows, read_csv_table
 
 TADPOLE = "TADPOLE_D1_D2.csv"
 CLASSES = ("normal", "MCI", "Alzheimer's")  # of TADPOLE

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from shared.errors import InputError
 from shared.files import inside, refuse_duplicates, refuse_overlap
-from shared.readers import read_csv_rows, read_json, read_text
+from shared.text_files import read_csv_rows, read_json, read_text
 
 LAYOUTS = ("vqa_rad", "slake", "medvqa_2019", "melinda")
 FOLDERS = {"slake": ("slake", "slack", "Slake1.0")}  # of a layout inside the data folder, beside its own name

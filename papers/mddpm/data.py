@@ -24,7 +24,7 @@ from shared import nifti, resample
 from shared.errors import InputError
 from shared.files import inside, refuse_duplicates, refuse_overlap
 from shared.finite import finite
-from shared.readers import read_csv_rows
+from shared.text_files import read_csv_rows
 
 COLUMNS = ("img_name", "img_path", "mask_path", "seg_path")
 

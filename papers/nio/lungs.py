@@ -17,7 +17,8 @@ from papers.nio.data import FOLDERS, Breath, Pair
 from shared import nifti
 from shared.errors import InputError
 from shared.files import refuse_duplicates
-from shared.readers import read_json, reading
+from shared.readers import reading
+from shared.text_files import read_json
 
 HU_WINDOW = (-1000.0, 0.0)
 """CT numbers that become 0 and 1: lung parenchyma and vessels"""

@@ -16,7 +16,7 @@ from typing import Literal
 
 from shared.errors import InputError
 from shared.files import refuse_duplicates
-from shared.readers import read_text
+from shared.text_files import read_text
 
 
 @dataclass(frozen=True)

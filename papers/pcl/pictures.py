@@ -9,7 +9,7 @@ NAMES = {"pcl": "PCL", "gcl": "GCL", "simclr": "SimCLR", "none": "Random"}
 
 def read_runs(runs: Path) -> dict[str, dict[int, list[float]]]:
     """Fold Dice of all fine-tuned runs of full length below a folder: method -> M -> a value per seed."""
-    from shared.readers import number, read_csv_rows, read_json
+    from shared.text_files import number, read_csv_rows, read_json
 
     found: dict[str, dict[int, list[float]]] = {}
     for path in sorted(Path(runs).rglob("metrics.csv")):

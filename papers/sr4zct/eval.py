@@ -156,7 +156,7 @@ def heatmap(runs: Path, out: Path, view: str = "cor") -> None:
 
     from papers.sr4zct.train import ERRORS, wrong_model
     from shared.figures import grid_of_pictures, save_figure
-    from shared.readers import number, read_csv_rows
+    from shared.text_files import number, read_csv_rows
 
     cells = np.full((len(ERRORS), len(ERRORS)), np.nan)
     for i, thickness in enumerate(ERRORS):

@@ -13,7 +13,7 @@ from papers.sr4zct.scaling import SliceGeometry
 from shared import dicom, nifti
 from shared.dicom_file import quiet, read_file
 from shared.errors import InputError
-from shared.readers import number, read_json
+from shared.text_files import number, read_json
 
 LARGEST_HU = 1e6  # of a CT in HU with metal, wide; what is larger is no CT number
 

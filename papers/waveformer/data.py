@@ -20,7 +20,8 @@ from papers.waveformer.augmentation import augment
 from shared.errors import InputError
 from shared.files import inside, refuse_duplicates, refuse_overlap
 from shared.photo import read_mask, read_photo
-from shared.readers import Array, read_hdf5, read_names, read_npz
+from shared.readers import Array, read_hdf5, read_npz
+from shared.text_files import read_names
 
 ORGANS = ("aorta", "gallbladder", "kidney_l", "kidney_r", "liver", "pancreas", "spleen", "stomach")  # labels 1 to 8
 CLASSES = {"synapse": 9, "isic": 2}

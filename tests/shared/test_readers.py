@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from shared import readers
+from shared import readers, text_files
 from shared.errors import InputError
-from shared.readers import Array, read_csv_rows, read_csv_table, read_hdf5, read_json, read_names, read_npy, read_npz
+from shared.readers import Array, read_hdf5, read_npy, read_npz
+from shared.text_files import read_csv_rows, read_csv_table, read_json, read_names
 
 IMAGE = np.arange(24, dtype=np.float64).reshape(2, 3, 4)
 LABEL = (IMAGE > 11).astype(np.uint8)
@@ -463,11 +464,11 @@ def test_tables_that_are_refused(content, part, tmp_path):
 
 @pytest.mark.parametrize("text", ["", "a", "1_000", "0x10", "1,5", "１２", "--1", "nan", "inf", "1e999"])
 def test_cells_that_are_no_numbers(text):
-    refused(lambda: readers.number(text, "a.csv: age of 7"), "a.csv: age of 7", repr(text))
+    refused(lambda: text_files.number(text, "a.csv: age of 7"), "a.csv: age of 7", repr(text))
 
 
 def test_the_limit_of_text(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "MOST_TEXT_BYTES", 10)
+    monkeypatch.setattr(text_files, "MOST_TEXT_BYTES", 10)
     (tmp_path / "a.csv").write_text("a,b\n1,2\n1,2\n")
     refused(lambda: read_csv_rows(tmp_path / "a.csv"), "a.csv", "limit")
 
