@@ -70,12 +70,15 @@ class Config(RunConfig):
 
 
 SMALL = {
-    "heads": (2, 4, 8), "decoder_heads": (2, 4), "optimizer": "adamw", "lr": 1e-3, "plain_lr": 2e-3, "unet_lr": 2e-3,
-    "clip": 1.0, "branch_norms": False, "augmentations": ("rotate", "scale", "translate"), "augment_most": 1,
+    "heads": (2, 4, 8), "decoder_heads": (2, 4), "optimizer": "adamw", "clip": 1.0, "branch_norms": False,
+    "augmentations": ("rotate", "scale", "translate"), "augment_most": 1,
 }  # fmt: skip
-STUDY = {**SMALL, "dims": (16, 32, 64), "unet_width": 12, "image_size": 64, "batch_size": 4, "steps": 800}
+STUDY = {
+    **SMALL, "dims": (16, 32, 64), "unet_width": 12, "image_size": 64, "batch_size": 4, "steps": 800,
+    "lr": 4e-3, "plain_lr": 2e-3, "unet_lr": 4e-3,
+}  # fmt: skip
 PROFILES = {
-    "smoke": {**SMALL, "dims": (8, 16, 32), "unet_width": 4, "image_size": 32, "batch_size": 2, "steps": 4},
+    "smoke": {**SMALL, "dims": (8, 16, 32), "unet_width": 4, "image_size": 32, "batch_size": 2, "steps": 4, "lr": 1e-3},
     "cpu": STUDY,
     "study": STUDY,
     "paper": {"batch_size": 24},
