@@ -107,7 +107,7 @@ SMALL = {
     "uncertainty_passes": 4, "dropout": 0.2,
 }  # fmt: skip
 COARSE = {
-    **SMALL, "crop": (32, 32, 16), "strides": (16, 16, 8), "voxel_mm": 2.5, "lr": 5e-3, "lr_vnet": 5e-3,
+    **SMALL, "crop": (32, 32, 16), "strides": (16, 16, 8), "voxel_mm": 2.5, "lr": 2e-3, "lr_vnet": 5e-3,
     "vnet_updates": 2.0,
 }  # fmt: skip
 """What the profiles `cpu` and `study` share"""
