@@ -19,7 +19,7 @@ from papers.waveformer.wavelet import BoundaryAttention, HaarDWT2d, gaussian_ker
 from shared.cli import configure
 
 TINY = {"dims": (8, 16, 32), "heads": (2, 4, 8), "decoder_heads": (2, 4)}
-FOUR = {"dims": (64, 128, 320, 512), "heads": (2, 4, 10, 16), "decoder_heads": (2, 4, 10)}
+FOUR = {"dims": (64, 128, 320, 512), "heads": (2, 4, 10, 16), "decoder_heads": (16, 8, 4)}
 
 
 @pytest.mark.parametrize("name", ["wavelet", "attention", "model", "losses", "spectrum"])
@@ -339,15 +339,16 @@ def filled(module: nn.Module) -> nn.Module:
 
 def some(tokens: torch.Tensor) -> list[float]:
     flat = tokens.detach().flatten()
-    return [float(flat[k]) for k in range(0, flat.numel(), flat.numel() // 6)][:6]
+    step = flat.numel() // 6 + 1 - flat.numel() // 6 % 2  # odd: not the same channel each time
+    return [float(flat[k]) for k in range(0, flat.numel(), step)][:6]
 
 
 # What the released code at a3e2f8f0 gives for the same weights and inputs.
 FET_RELEASED = {
-    (True, 1): [0.02602, 0.02621, 0.02735, 0.02769, 0.02637, 0.02638],
-    (True, 3): [0.026, 0.02619, 0.02733, 0.02766, 0.02635, 0.02635],
-    (False, 1): [-0.59091, -0.6988, -0.59759, -0.65853, -0.73147, -0.70883],
-    (False, 3): [-0.5922, -0.70019, -0.59885, -0.65996, -0.73298, -0.71022],
+    (True, 1): [0.02602, -0.01861, -0.61944, -0.2464, 0.0257, -0.08974],
+    (True, 3): [0.026, -0.01861, -0.61945, -0.24639, 0.02576, -0.08977],
+    (False, 1): [-0.59091, 0.33343, -0.38755, 0.27178, -1.08774, -0.35065],
+    (False, 3): [-0.5922, 0.33434, -0.38873, 0.27195, -1.08704, -0.35072],
 }
 MSCE_RELEASED = [
     [-0.77867, -0.96185, -1.04432, 1.4774, -0.00674, -0.84979],

@@ -115,7 +115,7 @@ def test_counts_are_those_of_a_draw_of_none_to_four():
     image, label = torch.rand(3, 8, 8), torch.zeros(8, 8, dtype=torch.uint8)
     draws = [augmentation.augment(image, label, augmentation.ALL, 4)[0] for _ in range(400)]
     same = sum(torch.allclose(new, image, atol=1e-5) for new in draws)
-    # none in a fifth of the draws; of single ones, a flip leaves things as they are half of the time, and blur this size
+    # none in a fifth of the draws; of single ones, a flip changes nothing half of the time, and neither does blur
     assert 0.18 < same / 400 < 0.3
 
 
