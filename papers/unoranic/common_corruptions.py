@@ -1,8 +1,9 @@
 """The corruptions of the robustness curves (section 3.5): ImageNet-C without glass blur, severities 1 to 5.
 
 Each is a function `(images, severity, generator) -> images` of a batch (B, C, H, W) in [0, 1] on the CPU, C 1 or 3;
-every image gets random numbers of its own. Strengths are those of Hendrycks and Dietterich (2019) and of Michaelis et
-al. (2018), for images of any size; frost is drawn by a fractal instead of pasted from photographs.
+every image gets random numbers of its own. Operators and strengths are those of the package that the authors used
+(imagecorruptions 1.1.2), after Hendrycks and Dietterich (2019) and Michaelis et al. (2019), for images of any size;
+frost is drawn by a fractal instead of pasted from photographs. `corrupt_at` has the enlargement around them.
 """
 
 import math
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from papers.unoranic.corruptions import area_matrix, filter_each, grey, hsv_to_rgb, rgb_to_hsv
+from papers.unoranic.corruptions import area_matrix, averaged, filter_each, grey, hsv_to_rgb, rgb_to_hsv
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -196,27 +197,13 @@ def smooth(field: Tensor, sigma: float) -> Tensor:
 
 
 def elastic_transform(images: Tensor, severity: int, generator=None) -> Tensor:
-    """A random affine map and a smooth random displacement."""
+    """A displacement of each pixel, smoothed over a hundredth of the side; borders are mirrored, the edge repeated."""
     count, _, side, _ = images.shape
-    strength, sigma, tilt = (
-        (2, 0.7, 0.1),
-        (2, 0.08, 0.2),
-        (0.05, 0.01, 0.02),
-        (0.07, 0.01, 0.02),
-        (0.12, 0.01, 0.02),
-    )[severity - 1]
-    centre, reach = side // 2, side // 3
-    corners = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]]) * reach + centre
-    moved = corners + side * tilt * (2 * torch.rand(count, 3, 2, generator=generator) - 1)
-    # The affine map that takes `corners` to `moved`; an output pixel reads from where its inverse sends it.
-    homogeneous = torch.cat([moved, torch.ones(count, 3, 1)], dim=2)
-    inverse = torch.linalg.solve(homogeneous, corners.expand(count, -1, -1))  # (B, 3, 2)
+    strength = 250 * (0.05, 0.065, 0.085, 0.1, 0.12)[severity - 1]
+    displacement = 0.005 * side * (2 * torch.rand(2, count, 1, side, side, generator=generator) - 1)
+    right, down = (strength * smooth(part, 0.01 * side)[:, 0] for part in displacement)
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    displacement = 2 * torch.rand(2, count, 1, side, side, generator=generator) - 1
-    right, down = (smooth(part, side * sigma)[:, 0] * side * strength for part in displacement)
-    points = torch.stack([columns + right, rows + down, torch.ones_like(right)], dim=-1)  # (B, H, W, 3)
-    source = torch.einsum("bhwk,bkc->bhwc", points, inverse)
-    grid = (2 * source + 1) / side - 1
+    grid = (2 * torch.stack([columns + right, rows + down], dim=-1) + 1) / side - 1
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
@@ -318,7 +305,13 @@ NOISES = ("gaussian_noise", "shot_noise", "impulse_noise")
 def corrupt_at(name: str, images: Tensor, severity: int, generator=None) -> Tensor:
     """Images (B, C, H, W) in [0, 1] under one of `COMMON_CORRUPTIONS` at severity 1 to 5, clipped to [0, 1].
 
+    As in the released code, images of less than 32 pixels are enlarged to 32, corrupted and averaged down again; grey
+    ones are corrupted as three equal channels, noise being different in each, whose mean is taken.
+
     >>> corrupt_at("fog", torch.rand(4, 1, 28, 28), severity=3).shape
     torch.Size([4, 1, 28, 28])
     """
-    return COMMON_CORRUPTIONS[name](images, severity, generator).clamp(0, 1)
+    side, is_grey = images.shape[-1], images.shape[1] == 1
+    larger = averaged(images.expand(-1, 3, -1, -1), max(side, 32))
+    found = averaged(COMMON_CORRUPTIONS[name](larger, severity, generator).clamp(0, 1), side)
+    return found.mean(1, keepdim=True) if is_grey else found

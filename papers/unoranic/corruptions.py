@@ -126,6 +126,14 @@ def area_matrix(inside: int, outside: int) -> Tensor:
     return overlap.clamp(min=0) * outside / inside
 
 
+def averaged(images: Tensor, side: int) -> Tensor:
+    """(B, C, H, H) to (B, C, side, side) by areas: each pixel is the mean over what it covers."""
+    if images.shape[-1] == side:
+        return images
+    matrix = area_matrix(images.shape[-1], side).to(images)
+    return matrix @ images @ matrix.T
+
+
 def cell_matrices(edges: Tensor, cells: int) -> Tensor:
     """(B, cells, N): each row averages what lies between two neighbours of `edges` (B, cells + 1) over N pixels.
 
@@ -259,7 +267,8 @@ def draw(count: int, shape: tuple[int, ...], probability: float = 0.25, generato
 
 
 def draw_one_type(name: str, count: int, shape: tuple[int, ...], generator=None) -> Draws:
-    """One corruption for all images, with parameters of their own, as in section 3.3."""
+    """One corruption for all images (section 3.3), parameters of their own for each image (released code: the same for
+    all)."""
     applied = torch.tensor([known == name for known in CORRUPTIONS]).repeat(count, 1)
     return draw(count, shape, generator=generator)._replace(applied=applied)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from papers.unoranic.corruptions import Draws, area_matrix, draw, draw_detection
+from papers.unoranic.corruptions import Draws, averaged, draw, draw_detection
 from shared.errors import InputError
 from shared.files import refuse_duplicates
 from shared.photo import read_photo
@@ -52,14 +52,6 @@ def name_of(path: Path) -> str:
     return path.stem.replace("mnist", "", 1) or path.stem
 
 
-def resized(images: Tensor, side: int) -> Tensor:
-    """Average (N, C, H, H) down to (N, C, side, side)."""
-    if images.shape[-1] == side:
-        return images
-    matrix = area_matrix(images.shape[-1], side).to(images)
-    return matrix @ images @ matrix.T
-
-
 def to_images(path: Path, array: np.ndarray, key: str, side: int) -> Tensor:
     """uint8 (N, H, W) or (N, H, W, 3) to (N, C, side, side) in [0, 1].
 
@@ -74,7 +66,7 @@ def to_images(path: Path, array: np.ndarray, key: str, side: int) -> Tensor:
         )
     images = torch.from_numpy(array).float() / 255
     images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
-    return resized(images, side)
+    return averaged(images, side)
 
 
 def read_table(path: Path, side: int = 28) -> ImageTable:
@@ -159,7 +151,7 @@ def read_own_image(path: Path, side: int, slice: int | None) -> Tensor:
         raise InputError(f"{path}: has {width} x {height} pixels, fewer than the {side} that the network needs")
     top, left = (height - square) // 2, (width - square) // 2
     pixels = np.ascontiguousarray(pixels[:, top : top + square, left : left + square])
-    return resized(torch.from_numpy(pixels)[None], side)
+    return averaged(torch.from_numpy(pixels)[None], side)
 
 
 def read_slice(path: Path, slice: int | None) -> np.ndarray:

@@ -30,7 +30,7 @@ def image_values(method) -> dict:
         values |= classification.classification(classifier)
         if any(fnmatch(method.table.name, pattern) for pattern in method.config.robustness):
             found = classification.robustness_values(classifier)
-            values |= classification.robustness_losses(values["disease_auc"], found)
+            values |= classification.robustness_means(values["disease_auc"], found)
     return values
 
 
@@ -38,9 +38,9 @@ def columns() -> list[str]:
     """The columns of metrics.csv after "case"."""
     from papers.unoranic.corruptions import CORRUPTIONS
 
-    revised = [f"revised_{name}" for name in ("none", *CORRUPTIONS, "mean", "spread")]
+    revised = [f"revised_{name}" for name in ("none", *CORRUPTIONS, "mean", "spread", "drop")]
     tasks = [f"{task}_{score}" for task in ("disease", "corruption") for score in ("auc", "acc", "gap")]
-    return ["psnr", *revised, "drift", *tasks, "auc_loss", "auc_loss_noise"]
+    return ["psnr", *revised, "drift", *tasks, "auc_corrupted", "auc_noisy", "auc_loss", "auc_loss_noise"]
 
 
 def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> None:

@@ -38,8 +38,9 @@ def revision(method: Method) -> dict[str, Tensor]:
     """PSNR(I, Î_A) of each test image for each corruption, in dB, and how far E_A moves under corruption.
 
     "revised_none" is that of the clean image, "revised_mean" and "revised_spread" are mean and standard deviation
-    over the twelve corruptions. For variant `corrupted`, Î_A is S itself. "drift" is the squared distance of the
-    embeddings of S and I over the mean squared distance of two test images, for methods with an embedding.
+    over the twelve corruptions, "revised_drop" is how much lower the mean is than "revised_none". For variant
+    `corrupted`, Î_A is S itself, and there is neither. "drift" is the squared distance of the embeddings of S and I
+    over the mean squared distance of two test images, for methods with an embedding.
     """
     images, values, drift = method.table.test.images, {}, []
     anatomy, _, restored, _ = method.outputs(images)
@@ -52,6 +53,8 @@ def revision(method: Method) -> dict[str, Tensor]:
         drift.append((moved - anatomy).double().square().sum(1) / between)
     each = torch.stack([values[f"revised_{name}"] for name in CORRUPTIONS])
     values |= {"revised_mean": each.mean(0), "revised_spread": each.std(0)}
+    if "revised_none" in values:
+        values["revised_drop"] = values["revised_none"] - values["revised_mean"]
     if method.config.method not in ("none", "mean"):
         values["drift"] = torch.stack(drift).mean(0).cpu()
     return values

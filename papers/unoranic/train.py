@@ -72,7 +72,7 @@ class Config(RunConfig):
 
 SMALL = {
     "width": 8, "latent": 64, "n_variants": 2, "batch_size": 16, "steps": 2000, "lr_rise": 500, "lr_per": "batch",
-    "betas": (0.8, 0.99), "grey_start": True, "channels_last": True, "resnet_width": 8, "resnet_steps": 600,
+    "betas": (0.8, 0.99), "grey_start": True, "channels_last": True, "resnet_width": 8, "resnet_steps": 2000,
 }  # fmt: skip
 
 PROFILES = {
