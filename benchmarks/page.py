@@ -34,7 +34,7 @@ def seeds_text(result: dict) -> str:
 def provenance(paper: dict, result: dict) -> str:
     """How a result was made, in a sentence or two."""
     text = (
-        f"{data_name(result).capitalize() if result['standin'] else result['dataset']}, {result['cases']} test cases, "
+        f"{data_name(result).capitalize() if result['standin'] else result['dataset']}, {result['cases']} rows of test cases, "
         f"profile `{result['profile']}`, {seeds_text(result)}, {duration(result)}, "
         f"peak memory {result['memory_mb'] / 1024:.1f} GiB, torch {result['versions']['torch']}, {result['date']}."
     )
@@ -208,7 +208,7 @@ def section(paper: dict, result: dict) -> str:
 
 def for_terminal(paper: dict, result: dict) -> str:
     """The end of `make reproduce`: numbers, verdicts, the length curve and the finding in plain text."""
-    lines = [f"{paper['name']} on {result['dataset']} ({result['cases']} test cases, {seeds_text(result)}), "]
+    lines = [f"{paper['name']} on {result['dataset']} ({result['cases']} rows of test cases, {seeds_text(result)}), "]
     lines[0] += duration(result)
     variants, own = variants_in(paper, result), ledger.is_own(paper, result["dataset"])
     width = max(len(variant["label"]) for variant in variants) + 2
