@@ -60,7 +60,7 @@ def dice_of(both, sizes) -> list[float]:
 
 
 def dice_of_fold(totals: dict[str, tuple]) -> float:
-    """Foreground Dice as in the released code: counts of the whole fold first, then the mean over the classes."""
+    """Foreground Dice as in the released code (bf339fc): counts of the whole fold, then the mean over the classes."""
     classes = dice_of(sum(both for both, _ in totals.values()), sum(sizes for _, sizes in totals.values()))
     return sum(classes) / len(classes)
 

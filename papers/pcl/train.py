@@ -3,7 +3,7 @@
     python -m papers.pcl.train --data DATA --out runs/pcl --variant pretrain_pcl
     python -m papers.pcl.train --data DATA --out runs/unet --variant full --init runs/pcl/checkpoint.pt
 
-Any folder of unlabelled stacks will do for the first: --layout stacks.
+Any folder of unlabelled stacks will do for the first: --layout stacks. The released code is commit bf339fc.
 """
 
 import math
@@ -20,8 +20,8 @@ class Config(RunConfig):
 
     stage: Literal["pretrain", "finetune"] = "finetune"
     """contrastive pre-training of the encoder, or training of the U-Net on labelled patients"""
-    method: Literal["pcl", "gcl", "simclr", "none", "atlas"] = "pcl"
-    """positive pairs: near slices, a partition's, own views; none: random weights; atlas: no network, mean labels"""
+    method: Literal["pcl", "gcl", "simclr", "none", "atlas", "forest"] = "pcl"
+    """positive pairs: near slices, a partition's, own views; none: random weights; atlas, forest: simple controls"""
     layout: str = "auto"
     """acdc, chd, mmwhs, hvsmr, stacks (unlabelled), or auto"""
     spacing_mm: float | None = None
@@ -65,7 +65,7 @@ class Config(RunConfig):
     finetune_lr: float = 5e-5
     """learning rate of fine-tuning with Adam, cosine to 0 (released code: 5e-5)"""
     finetune_lr_end: float = 5e-6
-    """below which that does not fall (released code: 5e-6)"""
+    """below which that does not fall (released code: 5e-6 in its HVSMR example, 1e-6 for CHD and by default)"""
     weight_decay: float = 1e-5
     """of both stages (released code: 1e-5)"""
     spatial_probability: float = 0.67
@@ -103,10 +103,11 @@ PROFILES = {
 PRETRAIN = {"stage": "pretrain", "batch_size": 32}
 FINETUNE = {"stage": "finetune", "batch_size": 10}
 METHODS = {"random": "none", "simclr": "simclr", "gcl": "gcl", "pcl": "pcl"}
+CONTROLS = ("atlas", "forest")
 VARIANTS = {
     **{f"pretrain_{method}": {**PRETRAIN, "method": method} for method in ("pcl", "gcl", "simclr")},
     "untrained": {**PRETRAIN, "method": "none"},
-    "atlas_m2": {**FINETUNE, "method": "atlas", "labelled": 2},
+    **{f"{name}_m2": {**FINETUNE, "method": name, "labelled": 2} for name in CONTROLS},
     "full": {**FINETUNE, "method": "pcl", "labelled": 2},
     **{f"{name}_m2": {**FINETUNE, "method": METHODS[name], "labelled": 2} for name in ("random", "simclr", "gcl")},
     **{f"{name}_m{m}": {**FINETUNE, "method": METHODS[name], "labelled": m} for m in (6, 10) for name in METHODS},
@@ -128,8 +129,9 @@ def augmentation_of(config: Config) -> dict:
 
 
 def build_model(config: Config):
-    """The network of a configuration, on the CPU: encoder and projection head, the U-Net, or the control's atlas."""
+    """The network of a configuration, on the CPU: encoder and projection head, the U-Net, or a simple control."""
     from papers.pcl.atlas import Atlas
+    from papers.pcl.forest import Forest
     from papers.pcl.layouts import LAYOUTS
     from papers.pcl.model import ContrastiveNet, UNet
 
@@ -139,6 +141,8 @@ def build_model(config: Config):
     classes = len(layout.labels) + 1
     if config.method == "atlas":
         return Atlas(classes, 2 * (config.patch or layout.patch))
+    if config.method == "forest":
+        return Forest(classes, config.seed)
     return UNet(1, classes, config.width)
 
 
@@ -229,14 +233,14 @@ def finetune(config: Config) -> None:
     validation = read_labelled(held_out, layout, config.spacing_mm) if config.select == "best" else []
     per_epoch = max(1, len(dataset) // config.batch_size)
     steps = total_steps(config, len(dataset))
-    pretrained = config.method not in ("none", "atlas")
+    pretrained = config.method not in ("none", *CONTROLS)
     if pretrained and config.init is None:
         raise InputError(f"variant '{config.variant}' starts from an encoder of '{config.method}': give it by --init")
 
     run = gpu.Run(config, paper="pcl")
     network = gpu.initialise_by_name(build_model(config), config.seed, initialise)
     best = Best()
-    if config.method == "atlas":
+    if config.method in CONTROLS:
         network.fill(stacks)
         run.prepare(network)
         run.restore(best=best)

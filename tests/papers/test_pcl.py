@@ -12,6 +12,7 @@ from papers.pcl import eval as pcl_eval
 from papers.pcl import layouts, orientation, scores
 from papers.pcl.atlas import Atlas
 from papers.pcl.augmentation import crop_or_pad, draw_view, smooth, view
+from papers.pcl.forest import Forest, pixel_features
 from papers.pcl.model import (
     ContrastiveNet,
     Encoder,
@@ -236,17 +237,26 @@ def test_elastic_field_is_scipys_gaussian_of_the_noise():
         np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
-def seen_by_loops(image, matrix, strength, field, order):
-    """One channel at the places of the formula in augmentation.py, by SciPy's splines of that order."""
+def seen_as_released(image, matrix, strength, field, order):
+    """One channel in the order of the released code (bf339fc), by SciPy's splines of that order.
+
+    The patch is mirrored; then the mirror image is seen at scale * rotation * (x + field), x from its middle. Which
+    axis was mirrored does not show: along both it is a half turn, so a mirrored view is taken as flipped along rows.
+    """
     from scipy.ndimage import map_coordinates
 
-    size = len(image)
+    mirrored = np.linalg.det(matrix) < 0
+    cos, sin = (np.diag([-1, 1]) @ matrix if mirrored else matrix)[:, 0]
+    scale, angle = math.hypot(cos, sin), math.atan2(sin, cos)
+    seen, size = image[::-1] if mirrored else image, len(image)
     places = np.zeros((2, size, size))
-    for y in range(size):
-        for x in range(size):
-            from_middle = np.array([y, x]) - (size - 1) / 2 + strength * field[:, y, x]
-            places[:, y, x] = matrix @ from_middle + (size - 1) / 2
-    return map_coordinates(image, places, order=order, mode="constant")
+    for r in range(size):
+        for c in range(size):
+            y = r - (size - 1) / 2 + strength * field[0, r, c]
+            x = c - (size - 1) / 2 + strength * field[1, r, c]
+            places[0, r, c] = scale * (math.cos(angle) * y - math.sin(angle) * x) + (size - 1) / 2
+            places[1, r, c] = scale * (math.sin(angle) * y + math.cos(angle) * x) + (size - 1) / 2
+    return map_coordinates(seen, places, order=order, mode="constant")
 
 
 def test_views_of_a_smooth_image_against_loops():
@@ -263,9 +273,9 @@ def test_views_of_a_smooth_image_against_loops():
     fields = smooth(settings["noise"], settings["sigma"]).numpy()
     for number in range(6):
         matrix, strength = settings["matrix"][number].numpy(), float(settings["strength"][number])
-        expected = seen_by_loops(image, matrix, strength, fields[number], 3)
+        expected = seen_as_released(image, matrix, strength, fields[number], 3)
         np.testing.assert_allclose(seen[number, 0].numpy(), expected, atol=0.02)
-        expected = seen_by_loops(label, matrix, strength, fields[number], 0)
+        expected = seen_as_released(label, matrix, strength, fields[number], 0)
         assert (moved[number].numpy() == expected).mean() > 0.999
 
 
@@ -577,6 +587,26 @@ def test_atlas_copies_the_labels_of_its_height():
     expected[0, 4:6, 2:6] = 1  # the maps are four pixels wide
     np.testing.assert_array_equal(found.argmax(1).numpy(), expected)
     assert found[3, 2, 4, 3].item() == pytest.approx(0.5, abs=0.01)
+
+
+def test_forest_is_scikit_learns_and_padding_does_not_change_it():
+    from scipy.ndimage import gaussian_filter
+    from sklearn.ensemble import RandomForestClassifier
+
+    rng = np.random.default_rng(0)
+    image = gaussian_filter(rng.normal(size=(3, 20, 32)), (0, 2, 2)).astype(np.float32) * 5
+    label = np.where(image > 0.5, 3, np.where(np.arange(32) > 20, 1, 0)).astype(np.uint8)  # no pixel is of class 2
+    forest = Forest(4, seed=5, trees=6, leaves=64)
+    forest.fill([pcl_data.Stack("a", "a", image, label, (8.0, 5.0, 5.0))])
+    x = pixel_features(image, [1.0, 2.0, 4.0])  # 5, 10 and 20 mm
+    assert x.shape == (1920, 6) and x[33].tolist()[4:] == [-8.5, -14.5]
+    np.testing.assert_allclose(x[:, 1].reshape(image.shape)[1], gaussian_filter(image[1], 1, mode="constant"))
+    order = np.random.default_rng(5).permutation(len(x))
+    grown = RandomForestClassifier(6, max_leaf_nodes=64, random_state=5).fit(x[order], label.reshape(-1)[order])
+    expected = np.insert(grown.predict_proba(x), 2, 0, axis=1).reshape(*image.shape, 4)
+    found = scores.probabilities(forest, image, "cpu", "a")  # 20 rows are padded to 32
+    np.testing.assert_allclose(found.permute(0, 2, 3, 1), (expected + 1e-3) / 1.004, atol=1e-5)
+    assert (found.argmax(1).numpy() == label).mean() > 0.97
 
 
 def test_position_probe_on_features_that_hold_the_position():
