@@ -1,8 +1,8 @@
 """Stand-in for the lung CTs of SR4ZCT: thin-slice volumes in the layout of MSD Task06_Lung, and a routine scan.
 
 imagesTr/lung_*.nii.gz hold chests (`chest_ct`) with thin slices. The volumes that the supervised baseline learns from
-come from other scans than the one that is tested: a wider field of view, hence larger voxels, a softer kernel, a lower
-dose. That is the gap between training and test data which the paper holds against supervised learning.
+come from other scans than the one that is tested: larger voxels, a softer kernel, a lower dose. The paper holds a gap
+between training and test data against supervised learning, and doesn't say how large it is: this one is a guess.
 routine/chest.nii.gz is what a user has: 5 mm slices every 2.5 mm, with the thickness in a .json beside it, as dcm2niix
 writes it.
 """
@@ -23,11 +23,11 @@ class Protocol:
     """How a chest was scanned, beside what `chest_ct` has in all of them."""
 
     zoom: float = 1.0
-    """voxels are this many times as large as the test volume's, by a wider field of view"""
+    """voxels are this many times as large as the test volume's, over the same field of view"""
     kernel_mm: float = 0.0
     """standard deviation of the in-plane blur by a softer reconstruction kernel"""
     noise_hu: float = 0.0
-    """more noise by a lower dose"""
+    """noise that a lower dose adds to that of `chest_ct`, in quadrature"""
 
 
 PROTOCOLS = {

@@ -60,6 +60,8 @@ class Config(RunConfig):
     """learning rate of Adam (released code: 1e-3)"""
     supervised_lr: float = 0.0
     """the same for the supervised baseline, where another one suits it better; 0 is `lr`"""
+    smore3_lr: float = 0.0
+    """the same for SMORE with stride 3; 0 is `lr`"""
     schedule: Literal["constant", "cosine"] = "constant"
     """cosine: from lr down to a hundredth of it over the training of each network"""
     image_step: int = 1
@@ -70,7 +72,7 @@ class Config(RunConfig):
 
 SMALL = {
     "depth": 12, "dilations": 4, "identity": True, "crop": 32, "batch_size": 4, "lr": 3e-3, "supervised_lr": 1e-2,
-    "schedule": "cosine", "image_step": 10, "views": ("cor",),
+    "smore3_lr": 1e-2, "schedule": "cosine", "image_step": 10, "views": ("cor",),
 }  # fmt: skip
 PROFILES = {
     "smoke": {
@@ -78,7 +80,7 @@ PROFILES = {
         "steps": 4, "batch_size": 2, "lr": 1e-2, "image_step": 12,
     },
     "cpu": SMALL | {"steps": 1500},
-    "study": SMALL | {"steps": 2500},
+    "study": SMALL | {"steps": 4000},
     "paper": {},
 }  # fmt: skip
 
@@ -158,7 +160,8 @@ def training_pairs(config: Config, volumes: dict, setting: str, second: str):
 
 def learning_rate(config: Config, progress: float) -> float:
     """Of the share `progress` of a network's training."""
-    lr = config.supervised_lr or config.lr if config.method == "supervised" else config.lr
+    own = config.supervised_lr if config.method == "supervised" else config.smore3_lr if config.smore_stride == 3 else 0
+    lr = own or config.lr
     if config.schedule == "constant":
         return lr
     return lr * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)

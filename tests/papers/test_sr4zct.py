@@ -12,10 +12,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks import ledger
 from papers.sr4zct import data, eval, model, scaling, through_plane
 from papers.sr4zct.scaling import SliceGeometry
 from papers.sr4zct.scan import read_scan
-from papers.sr4zct.train import PROFILES, SETTINGS, VARIANTS, Config, axial_pairs, networks_of, settings_of
+from papers.sr4zct.train import (
+    PROFILES,
+    SETTINGS,
+    VARIANTS,
+    Config,
+    axial_pairs,
+    learning_rate,
+    networks_of,
+    settings_of,
+)
 from shared import nifti
 from shared.cli import configure
 from shared.errors import InputError
@@ -334,6 +344,25 @@ def test_variants_take_part_where_the_paper_has_them():
     assert settings_of(configured("wrong_4.5_3")) == ("5/2.5",)
     assert len(networks_of(configured("supervised"))) == 8
     assert len([name for name in VARIANTS if name.startswith("wrong")]) == 24
+
+
+def test_each_baseline_has_its_own_learning_rate():
+    def rate(profile, variant):
+        return learning_rate(configure(Config, PROFILES, VARIANTS, profile, variant, data=None, out=None), 0.0)
+
+    own = {"full": 3e-3, "wrong_5_2.25": 3e-3, "smore2_other": 3e-3}
+    own |= {"smore3": 1e-2, "smore3_other": 1e-2, "supervised": 1e-2}
+    for profile in ("cpu", "study"):
+        assert {variant: rate(profile, variant) for variant in own} == pytest.approx(own)
+    assert {rate("paper", variant) for variant in own} == {1e-3}
+
+
+def test_errors_in_both_are_compared_with_the_same_errors_alone():
+    weights = next(claim for claim in ledger.load_paper("sr4zct")["claim"] if claim["id"] == "C3b")["weights"]
+    errors = [(float(d) - 5, float(o) - 2.5) for _, d, o in (name.split("_") for name in weights)]
+    both = [(t, o) for t, o in errors if t and o]
+    assert sorted(errors) == sorted(both + [(t, 0.0) for t, _ in both] + [(0.0, o) for _, o in both])
+    assert sum(weights.values()) == 0 and len(both) == 2
 
 
 # --- evaluation --------------------------------------------------------------------------------------------
