@@ -32,6 +32,7 @@ with training". An effect that grows further away from zero is said to grow, and
 """
 
 import math
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -191,12 +192,16 @@ def variants_of(claim: dict) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def paired(results: dict, variants: list[str], metric: str, cases: str = "*") -> dict[str, np.ndarray]:
+def paired(
+    results: dict, variants: list[str], metric: str, cases: str = "*", unit: str | None = None
+) -> dict[str, np.ndarray]:
     """Arrays `(seeds, cases)` of one metric over the seeds and cases that all `variants` have.
 
     Args:
         results: variant -> seed -> case -> column -> value, as in the ledger.
         cases: pattern of the case names, as the shell has it: "tumour/*".
+        unit: regular expression that is cut from the names; what is equal then is one case, and its mean counts. So
+            a scan that is registered to two atlases is not taken for two scans.
 
     Raises:
         KeyError: a variant has no results.
@@ -211,10 +216,15 @@ def paired(results: dict, variants: list[str], metric: str, cases: str = "*") ->
         raise ValueError(f"the variants {variants} share no test case '{cases}'")
     if any(metric not in table[case] for table in tables for case in shared):
         raise ValueError(f"made before the metric {metric} was")
-    return {
-        name: np.array([[results[name][seed][case][metric] for case in shared] for seed in seeds], dtype=float)
-        for name in variants
-    }
+    groups: dict[str, list[str]] = {}
+    for case in shared:
+        groups.setdefault(re.sub(unit, "", case) if unit else case, []).append(case)
+
+    def of(name: str, seed: str) -> list[float]:
+        table = results[name][seed]
+        return [np.array([table[case][metric] for case in group], dtype=float).mean() for group in groups.values()]
+
+    return {name: np.array([of(name, seed) for seed in seeds]) for name in variants}
 
 
 def row_of(claim: dict, what: str, weights: dict[str, float], results: dict) -> dict:
@@ -223,7 +233,7 @@ def row_of(claim: dict, what: str, weights: dict[str, float], results: dict) -> 
     Raises:
         ValueError: it can't be computed, and why.
     """
-    arrays = paired(results, list(weights), claim["metric"], claim.get("cases", "*"))
+    arrays = paired(results, list(weights), claim["metric"], claim.get("cases", "*"), claim.get("unit"))
     interval = crossed_interval(sum(weight * arrays[name] for name, weight in weights.items()))
     row = {
         "compared": what,

@@ -34,8 +34,8 @@ def seeds_text(result: dict) -> str:
 def provenance(paper: dict, result: dict) -> str:
     """How a result was made, in a sentence or two."""
     text = (
-        f"{data_name(result).capitalize() if result['standin'] else result['dataset']}, {result['cases']} rows of test cases, "
-        f"profile `{result['profile']}`, {seeds_text(result)}, {duration(result)}, "
+        f"{data_name(result).capitalize() if result['standin'] else result['dataset']}, {result['cases']} rows "
+        f"of test cases, profile `{result['profile']}`, {seeds_text(result)}, {duration(result)}, "
         f"peak memory {result['memory_mb'] / 1024:.1f} GiB, torch {result['versions']['torch']}, {result['date']}."
     )
     if result["code"] != ledger.digest_of_paper(paper["slug"], result["standin"]):

@@ -26,7 +26,19 @@ SLUGS = ledger.slugs()
 NOT_RUN_YET = {"cdinet": {"C1d", "C5a"}}
 """Claims that the study should run, or say why they can't be decided; none is added."""
 CLAIM_KEYS = {
-    *("id", "text", "kind", "metric", "reported", "datasets", "cases", "requires", "decidable", "deterministic"),
+    *(
+        "id",
+        "text",
+        "kind",
+        "metric",
+        "reported",
+        "datasets",
+        "cases",
+        "requires",
+        "decidable",
+        "deterministic",
+        "unit",
+    ),
     *("variants", "variant", "than", "x", "direction", "weights", "value", "tolerance", "margin"),
 }
 each_paper = pytest.mark.parametrize(

@@ -334,6 +334,22 @@ def test_a_profile_has_claims_of_its_own_and_their_controls():
     assert words["C2"] == REPRODUCED
 
 
+def test_a_scan_on_two_atlases_is_one_case():
+    rng = np.random.default_rng(5)
+    table = {}
+    for name in ("good", "bad"):
+        scans = rng.normal(size=6) + (name == "good")
+        rows = {f"set/S{k}-{atlas}": {"dice": scans[k]} for k in range(6) for atlas in "AB"}
+        table[name] = {
+            str(seed): {case: {"dice": row["dice"] + 0.01 * seed} for case, row in rows.items()} for seed in range(3)
+        }
+    claim = {"id": "C1", "kind": "order", "metric": "dice", "variants": ["good", "bad"]}
+    (twice,) = check(claim, table, "higher")["evidence"]
+    (once,) = check({**claim, "unit": "-[^-/]*$"}, table, "higher")["evidence"]
+    assert (twice["cases"], once["cases"]) == (12, 6) and twice["mean"] == pytest.approx(once["mean"])
+    assert once["half_width"] > 1.3 * twice["half_width"]
+
+
 # --- the length curve ------------------------------------------------------------------------------------
 
 
