@@ -1,19 +1,24 @@
-"""Answers to questions: the scores of a network, its accuracy, the best weights so far, and a guess from the words.
+"""Answers to questions: the scores of a network, its accuracy, the best weights so far, and two controls without one.
 
 A is the number of answers, N that of questions.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from papers.m3ad.data import Question
 from papers.m3ad.model import M3AD, task_state
-from papers.m3ad.samples import Questions, trim
+from papers.m3ad.samples import Images, Questions, trim
+from papers.m3ad.vocabulary import split_words
 from shared.finite import finite
 
 AT_ONCE = 64
+TREES, THUMBNAIL = 200, 16
 
 
 def probabilities(model: M3AD, dataset: Questions, device: torch.device) -> Tensor:
@@ -97,3 +102,35 @@ class QuestionLookup:
         if "" not in table or not all(isinstance(word, str) for pair in table.items() for word in pair):
             raise ValueError("the table of answers holds something else than texts")
         self.table = dict(table)
+
+
+def forest_answers(training: Sequence[Question], asked: Sequence[Question], seed: int) -> list[str]:
+    """The control without a backbone: a random forest on 16 x 16 grey pixels and on which words a question has.
+
+    Its trees are grown one after the other and only their votes are kept: with a thousand answers, all trees at once
+    would need tens of gigabytes.
+
+    Args:
+        training: questions with their answers.
+        asked: questions to answer.
+        seed: of the trees.
+
+    Raises:
+        InputError: an image is missing or broken.
+    """
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    images = Images([question.image for question in (*training, *asked)], THUMBNAIL)
+    words = CountVectorizer(binary=True, analyzer=split_words).fit([question.text for question in training])
+
+    def features(questions: Sequence[Question]) -> np.ndarray:
+        pixels = np.stack([images(question.image).mean(0).ravel() / 255 for question in questions])
+        return np.hstack([pixels, words.transform([question.text for question in questions]).toarray()])
+
+    known, new, truth = features(training), features(asked), [question.answer for question in training]
+    votes = 0
+    for number in range(TREES):
+        tree = RandomForestClassifier(1, max_features=0.3, random_state=TREES * seed + number).fit(known, truth)
+        votes = votes + tree.predict_proba(new)
+    return tree.classes_[votes.argmax(1)].tolist()

@@ -23,7 +23,7 @@ def load_run(checkpoint: Path, device):
     """What a checkpoint holds, ready to answer, with its configuration and its vocabulary.
 
     Returns:
-        a network in evaluation mode or, of variant `lookup`, the `QuestionLookup`.
+        a network in evaluation mode; of variant `lookup` the `QuestionLookup`, of `forest` None.
 
     Raises:
         InputError: no checkpoint of this paper, or one that does not fit this version of its code.
@@ -44,6 +44,8 @@ def load_run(checkpoint: Path, device):
             lookup = QuestionLookup()
             lookup.load_state_dict(content["objects"]["lookup"])
             return lookup, config, vocabulary
+        if config.stage == "forest":
+            return None, config, vocabulary
         model = build_model(config, vocabulary)
     load_all_weights([model], content["models"], checkpoint)
     if config.stage == "tune" and config.select == "best":
@@ -90,7 +92,7 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> N
         out: folder for metrics.csv.
         device: auto, cpu, cuda, ...
     """
-    from papers.m3ad.answering import probabilities
+    from papers.m3ad.answering import forest_answers, probabilities
     from papers.m3ad.audit import audit_rows
     from papers.m3ad.data import read_questions
     from papers.m3ad.masked_words import masked_words
@@ -107,6 +109,9 @@ def evaluate(data: Path, checkpoint: Path, out: Path, device: str = "auto") -> N
         questions, more = parts["test"], []
         if config.stage == "lookup":
             right = [found(question.text) == question.answer for question in questions]
+        elif config.stage == "forest":
+            answers = forest_answers(parts["train"], questions, config.seed)
+            right = [answer == question.answer for answer, question in zip(answers, questions)]
         else:
             dataset = asked_in_test(questions, config, vocabulary)
             right = (probabilities(found, dataset, where).argmax(1) == dataset.answers).tolist()
@@ -192,6 +197,7 @@ def apply(
 
     from papers.m3ad.pictures import draw_attention
     from papers.m3ad.samples import normalise, read_image
+    from papers.m3ad.task_files import swap_task
     from shared.files import refuse_overwriting_inputs, write_csv
     from shared.finite import finite
     from shared.gpu import choose_device
@@ -209,6 +215,8 @@ def apply(
             refuse_overwriting_inputs(path, input, checkpoint, task)
     where = choose_device(device)
     model, config, vocabulary = load_tuned(checkpoint, where)
+    if figure is not None and not config.use_image:
+        raise InputError(f"{checkpoint}: variant '{config.variant}' sees no image to look at; leave out --figure")
     if task is not None:
         swap_task(model, vocabulary, task, where)
     image = normalise(read_image(Path(input), config.image_size))
@@ -229,41 +237,17 @@ def apply(
         print(f"{score:.3f}  {answer}")
 
 
-def swap_task(model, vocabulary, task: Path, device) -> None:
-    """Put the adapters, the head and the answers of a file of `export` in place of the model's own.
-
-    Raises:
-        InputError: no such file, or one of other adapters.
-    """
-    import torch
-
-    from papers.m3ad.model import load_task_state
-    from shared.checkpoints import fitting, load_tensors, refuse_nan
-
-    content = load_tensors(task)
-    with fitting(task):
-        vocabulary.load_state_dict({**vocabulary.state_dict(), "answers": content["answers"]})
-        refuse_nan([content["task"]], task)
-        model.head[-1] = torch.nn.Linear(model.head[-1].in_features, len(vocabulary.answers)).to(device)
-        load_task_state(model, content["task"])
-
-
 def export(checkpoint: Path, output: Path) -> None:
     """Write what a task adds to the backbone, a few percent of the checkpoint, for `apply --task`.
 
     Args:
         checkpoint: of a tuned variant.
-        output: a .pt file with the tensors, the answers and the configuration.
+        output: a .pt file with the tensors, the answers, the configuration and a digest of the backbone.
     """
-    from papers.m3ad.model import task_state
-    from shared.checkpoints import save_tensors
-    from shared.cli import config_to_dict
+    from papers.m3ad.task_files import write_task
 
     model, config, vocabulary = load_tuned(checkpoint, "cpu")
-    state = task_state(model)
-    content = {"paper": "m3ad", "config": config_to_dict(config), "answers": vocabulary.answers, "task": state}
-    save_tensors(Path(output), content)
-    size = sum(value.numel() for value in state.values())
+    size = write_task(Path(output), model, config, vocabulary)
     print(f"wrote {output}: {size:,} numbers of {sum(p.numel() for p in model.parameters()):,}")
 
 

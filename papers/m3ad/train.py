@@ -19,8 +19,9 @@ from shared.errors import InputError
 class Config(RunConfig):
     """M3AD: adapters for medical vision-and-language learning."""
 
-    stage: Literal["pretrain", "tune", "lookup"] = "tune"
-    """make a backbone, tune one for a task, or look the answer up among those to the same training questions"""
+    stage: Literal["pretrain", "tune", "lookup", "forest"] = "tune"
+    """make a backbone, tune one for a task, or a control without one: look the answer up among those to the same
+    training questions, or a random forest on a thumbnail and the words"""
     tuning: Literal["head", "adapters", "full"] = "adapters"
     """what is trained: the head alone, head and adapters, or everything (Fine-Tuning)"""
     fusion: bool = True
@@ -119,6 +120,7 @@ PROFILES = {
 VARIANTS = {
     "pretrain": {"stage": "pretrain"},
     "lookup": {"stage": "lookup"},
+    "forest": {"stage": "forest"},
     "text_only": {"use_image": False},
     "head": {"tuning": "head", "fusion": False},
     "vision": {"fusion": False, "places": ("vision",)},
@@ -132,11 +134,12 @@ VARIANTS = {
 
 def train(config: Config) -> None:
     """Run one stage; writes config.json, checkpoint.pt and log.csv to `config.out`."""
-    {"pretrain": pretrain, "tune": tune, "lookup": look_up}[config.stage](config)
+    {"pretrain": pretrain, "tune": tune, "lookup": control, "forest": control}[config.stage](config)
 
 
-def look_up(config: Config) -> None:
-    """The most frequent training answer to each question, without any update."""
+def control(config: Config) -> None:
+    """The controls without a backbone. The table of `lookup` is in its checkpoint; the forest is grown in `evaluate`
+    from the training questions there, see `answering.forest_answers`."""
     from papers.m3ad.answering import QuestionLookup
     from papers.m3ad.data import answer_list, read_questions
     from papers.m3ad.vocabulary import Vocabulary
@@ -144,7 +147,8 @@ def look_up(config: Config) -> None:
 
     parts = read_questions(config.data, config.layout)
     run = gpu.Run(config, paper="m3ad")
-    run.restore(vocabulary=Vocabulary(answers=answer_list(parts, "train")), lookup=QuestionLookup(parts["train"]))
+    kept = {"lookup": QuestionLookup(parts["train"])} if config.stage == "lookup" else {}
+    run.restore(vocabulary=Vocabulary(answers=answer_list(parts, "train")), **kept)
     run.save()
 
 

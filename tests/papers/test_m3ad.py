@@ -19,6 +19,7 @@ from papers.m3ad import eval as evaluation
 from papers.m3ad import network as builder
 from shared.cli import configure
 from shared.errors import InputError
+from tests.smoke import train_variant
 
 SMALL = m3ae.Sizes(
     image=16, patch=8, width=16, heads=2, vision_layers=2, language_layers=2, cross_layers=2, vocabulary=90,
@@ -370,6 +371,39 @@ def test_task_state_is_all_that_a_task_adds():
     assert torch.equal(one(image, TOKENS), two(image, TOKENS))
     with pytest.raises(ValueError, match="tensors"):
         model.load_task_state(network(answers=7), model.task_state(one))
+
+
+def test_a_task_goes_into_runs_on_the_same_backbone_only(smoke_data, smoke_run, tmp_path):
+    """Another task's head and answers on the backbone of `--init`; one of another seed's backbone is refused."""
+    source, init = smoke_data("m3ad"), smoke_run("m3ad", "pretrain") / "checkpoint.pt"
+    film = next(iter(sorted(source.glob("vqa_rad/images/*.jpg"))))
+    train_variant("m3ad", "pretrain", source, tmp_path / "backbone", seed=1)
+    train_variant("m3ad", "full", source, tmp_path / "same", init=init, seed=1)
+    train_variant("m3ad", "full", source, tmp_path / "other", init=tmp_path / "backbone" / "checkpoint.pt", seed=1)
+
+    def answers(run, task=None):
+        evaluation.apply(run / "checkpoint.pt", film, tmp_path / "a.csv", "Is the heart enlarged?", "cpu", task=task)
+        return (tmp_path / "a.csv").read_text("utf-8")
+
+    for name in ("same", "other"):
+        evaluation.export(tmp_path / name / "checkpoint.pt", tmp_path / f"{name}.pt")
+    run = smoke_run("m3ad", "full")
+    assert answers(run, tmp_path / "same.pt") == answers(tmp_path / "same") != answers(run)
+    (tmp_path / "a.csv").unlink()
+    with pytest.raises(InputError, match="other.pt.*another backbone"):
+        answers(run, tmp_path / "other.pt")
+    assert not (tmp_path / "a.csv").exists()
+
+
+def test_what_saw_no_image_draws_no_attention(smoke_data, smoke_run, tmp_path):
+    source = smoke_data("m3ad")
+    train_variant("m3ad", "text_only", source, tmp_path, init=smoke_run("m3ad", "pretrain") / "checkpoint.pt")
+    film = next(iter(sorted(source.glob("vqa_rad/images/*.jpg"))))
+    with pytest.raises(InputError, match="text_only.*--figure"):
+        evaluation.apply(
+            tmp_path / "checkpoint.pt", film, tmp_path / "a.csv", "Is it?", "cpu", figure=tmp_path / "map.png"
+        )
+    assert not (tmp_path / "a.csv").exists() and not (tmp_path / "map.png").exists()
 
 
 def test_learning_rates_and_decay_by_group():

@@ -165,3 +165,22 @@ def test_lookup_is_the_majority_of_the_same_words():
         assert [one(text) for text in ("which SIDE?", "Is there fluid?", "Never asked?")] == ["right", "yes", "yes"]
     with pytest.raises(ValueError, match="texts"):
         again.load_state_dict({"table": {"": 3}})
+
+
+def test_forest_needs_the_thumbnail_and_the_words(tmp_path):
+    """Bright and dark images, and two questions whose answers to them are opposite; new grey values in the test."""
+    asked = {"Is it dark?": ("yes", "no"), "Is it bright?": ("no", "yes"), "Which organ is it?": ("heart", "heart")}
+
+    def part(values):
+        found = []
+        for value in values:
+            put_image(tmp_path / f"{value}.png", value)
+            for text, answers in asked.items():
+                found.append(data.Question("open/0", tmp_path / f"{value}.png", text, answers[value > 127]))
+        return found
+
+    training, test = part([*range(10, 50, 4), *range(200, 240, 4)]), part([20, 45, 201, 236])
+    blind = [data.Question(q.case, q.image, q.text, "") for q in test]
+    assert answering.forest_answers(training, blind, 0) == [q.answer for q in test]
+    unknown = [data.Question("open/0", tmp_path / "20.png", "Never asked", "")]
+    assert answering.forest_answers(training, unknown, 3) == answering.forest_answers(training, unknown, 3)
