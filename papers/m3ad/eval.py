@@ -66,7 +66,7 @@ def load_tuned(checkpoint: Path, device):
     """
     model, config, vocabulary = load_run(checkpoint, device)
     if config.stage != "tune":
-        raise InputError(f"{checkpoint}: variant '{config.variant}' sees no image and question; give a tuned one")
+        raise InputError(f"{checkpoint}: variant '{config.variant}' is not tuned for a task; give one that is")
     return model, config, vocabulary
 
 
