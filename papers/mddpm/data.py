@@ -47,7 +47,7 @@ class Volume:
 
     name: str
     image: np.ndarray
-    """float32 (X, Y, Z) in [0, 1]: 1st to 99th percentile of the brain; 0 outside of it"""
+    """float32 (X, Y, Z) in [0, 1]: 1st to 99th percentile of the brain that is left after cropping; 0 outside of it"""
     mask: np.ndarray
     """bool (X, Y, Z)"""
     seg: np.ndarray | None
@@ -148,7 +148,11 @@ def prepare(image: nifti.Image, mask: nifti.Image, seg: nifti.Image | None, prep
 
         smoothed = sitk.CurvatureFlow(sitk.GetImageFromArray(data), 0.125, preparation.curvature_flow)
         data = finite(sitk.GetArrayFromImage(smoothed), f"{name} after smoothing")
-    low, high = np.percentile(data[brain].astype(np.float64), (1, 99))
+    kept = crop_or_pad(brain, preparation.crop)
+    if not kept.any():
+        size = " x ".join(map(str, kept.shape))
+        raise InputError(f"{name}: no brain is left in the middle {size} voxels; bring it there, or train with --crop")
+    low, high = np.percentile(crop_or_pad(data, preparation.crop)[kept].astype(np.float64), (1, 99))
     if not high > low:
         raise InputError(f"{name}: the brain has one intensity only ({low:g}); is this the right file?")
     scaled = np.where(brain, np.clip((data - low) / (high - low), 0, 1), 0).astype(np.float32)
@@ -236,7 +240,12 @@ class HealthySlices(Dataset):
         return {"clean": clean[None], "masked": masked[None], "t": t, "box": box[None]}
 
 
+def whole_scans(volumes: list[Volume]) -> tuple[list[Tensor], list[Tensor]]:
+    """Scans (D, 1, H, W) in [0, 1], and the indices of their healthy slices."""
+    scans = [torch.from_numpy(volume.image.transpose(2, 0, 1).copy())[:, None] for volume in volumes]
+    return scans, [torch.from_numpy(healthy_slices(volume)) for volume in volumes]
+
+
 def every_healthy_slice(volumes: list[Volume]) -> Tensor:
     """(N, 1, H, W) in [0, 1]."""
-    slices = [volume.image[:, :, healthy_slices(volume)].transpose(2, 0, 1) for volume in volumes]
-    return torch.from_numpy(np.concatenate(slices))[:, None]
+    return torch.cat([scan[indices] for scan, indices in zip(*whole_scans(volumes))])

@@ -49,6 +49,8 @@ class Detector:
             return np.zeros_like(image)
         height, width, depth = image.shape
         self.check_size(volume)
+        if config.method == "mean":
+            return self.model.reconstruct(depth)[:, 0].cpu().numpy().transpose(1, 2, 0)
         t = config.t_test if t is None else t
         slices = torch.from_numpy(image.transpose(2, 0, 1).copy())[:, None]
         total = torch.zeros_like(slices)
@@ -73,8 +75,8 @@ class Detector:
         if self.config.method != "diffusion":
             if (height, width) != self.size:
                 raise InputError(
-                    f"{volume.name}: its slices are {height} x {width} pixels, and this {self.config.method} was "
-                    f"trained on {self.size[0]} x {self.size[1]}; bring the scan to the size of the training data"
+                    f"{volume.name}: its slices are {height} x {width} pixels, and this model "
+                    f"({self.config.method}) was trained on {self.size[0]} x {self.size[1]}; bring the scan to the size of the training data"
                 )
             return
         divisor = self.model.network.divisor
@@ -105,8 +107,8 @@ def load_detector(checkpoint: Path, device) -> Detector:
     with fitting(checkpoint):
         best = content["objects"]["best"]
         height, width = map(int, best["size"])
-        model = build_model(config, height, width)
         weights = best["weights"] or content["models"][0]
+        model = build_model(config, height, width, len(weights["mean"]) if config.method == "mean" else 1)
     return Detector(config, load_weights(model, weights, checkpoint).to(device).eval(), (height, width), device)
 
 

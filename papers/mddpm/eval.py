@@ -169,8 +169,10 @@ def apply(
 
     results = {"healthy": native(np.where(volume.mask, healthy * (high - low) + low, 0)), "score": native(score)}
     if threshold is not None:
-        found = binarise(results["score"], threshold, detector.config.smallest)
-        results["mask"] = found.astype(np.uint8)
+        # On the detector's grid, where `smallest` counts voxels; a native voxel has another volume.
+        found = binarise(score, threshold, detector.config.smallest).astype(np.uint8)
+        placed = nifti.make_image(found, volume.grid.affine)
+        results["mask"] = resample.resample_to(placed, scan, label=True).data
     for name, data in results.items():
         nifti.save(paths[name], data, like=scan)
     print(f"wrote {output} (|scan - pseudo-healthy| in units of the brain's intensity range) and its companions")

@@ -15,8 +15,8 @@ from shared.errors import InputError
 class Config(RunConfig):
     """mDDPM: unsupervised anomaly detection with a masked diffusion model."""
 
-    method: Literal["diffusion", "vae", "pca", "intensity"] = "diffusion"
-    """diffusion model; variational autoencoder; principal components; or the intensity itself as anomaly score"""
+    method: Literal["diffusion", "vae", "pca", "mean", "intensity"] = "diffusion"
+    """diffusion model; variational autoencoder; principal components; mean healthy scan; or intensity as score"""
     masking: Literal["none", "ipm", "fpm", "fpm_cm", "released"] = "fpm_cm"
     """masking block in training; released is the variant of FPM-CM in the released code"""
     ratio: tuple[float, float] = (0.1, 0.9)
@@ -46,7 +46,9 @@ class Config(RunConfig):
     vae_widths: tuple[int, ...] = (32, 64, 128, 128)
     """channels of the autoencoder's strided convolutions"""
     latent: int = 128
-    """length of the autoencoder's code; number of principal components"""
+    """length of the autoencoder's code"""
+    components: int = 8
+    """principal components (of 8, 16, 32, 64, 128 the best AUPRC on the stand-in's patients for validation)"""
     kl_weight: float = 1e-3
     """weight of the autoencoder's Kullback-Leibler term"""
     epochs: int = 1600
@@ -109,6 +111,7 @@ PROFILES = {
 VARIANTS = {
     "intensity": {"method": "intensity", "masking": "none"},
     "pca": {"method": "pca", "masking": "none"},
+    "mean": {"method": "mean", "masking": "none"},
     "vae": {"method": "vae", "masking": "none"},
     "ddpm": {"masking": "none"},
     "gaussian": {"masking": "none", "noise": "gaussian"},
@@ -134,13 +137,13 @@ def preparation(config: Config):
     return Preparation(config.curvature_flow, tuple(config.crop), tuple(config.downsample))
 
 
-def build_model(config: Config, height: int, width: int):
-    """The model of a configuration for slices of that size, on the CPU; None for the intensity baseline.
+def build_model(config: Config, height: int, width: int, depth: int = 1):
+    """The model for slices of that size (the mean scan: volumes), on the CPU; None for the intensity baseline.
 
     Raises:
         InputError: the network can't take slices of that size.
     """
-    from papers.mddpm.components import PrincipalComponents
+    from papers.mddpm.components import MeanVolume, PrincipalComponents
     from papers.mddpm.model import DirectDiffusion
     from papers.mddpm.unet import UNet
     from papers.mddpm.vae import VAE
@@ -148,7 +151,9 @@ def build_model(config: Config, height: int, width: int):
     if config.method == "intensity":
         return None
     if config.method == "pca":
-        return PrincipalComponents(height, width, config.latent)
+        return PrincipalComponents(height, width, config.components)
+    if config.method == "mean":
+        return MeanVolume(height, width, depth)
     levels = len(config.vae_widths) if config.method == "vae" else len(config.multipliers) - 1
     if height % 2**levels or width % 2**levels:
         raise InputError(
@@ -197,7 +202,7 @@ def train(config: Config) -> None:
     """Train on the healthy volumes of `train_set`; writes config.json, checkpoint.pt and log.csv to `config.out`."""
     import torch
 
-    from papers.mddpm.data import every_healthy_slice, read_volumes, refuse_shared_cases
+    from papers.mddpm.data import every_healthy_slice, read_volumes, refuse_shared_cases, whole_scans
     from papers.mddpm.objective import loss_parts, with_noise
     from papers.mddpm.validation import BestWeights, mean_loss
     from shared import gpu
@@ -207,10 +212,13 @@ def train(config: Config) -> None:
     volumes, validation = (read_volumes(config.data, name, preparation(config)) for name in (tables[0], tables[2][0]))
     run = gpu.Run(config, paper="mddpm")
     size = volumes[0].image.shape[:2]
-    plain, best = build_model(config, *size), BestWeights(*size)
-    if config.method in ("intensity", "pca"):
+    plain, best = build_model(config, *size, max(volume.image.shape[2] for volume in volumes)), BestWeights(*size)
+    if config.method in ("intensity", "pca", "mean"):
         if config.method == "pca":
             plain.fit(every_healthy_slice(volumes))
+        elif config.method == "mean":
+            plain.fit(*whole_scans(volumes))
+        if plain is not None:
             run.prepare(plain)
         run.restore(best=best)
         run.save()

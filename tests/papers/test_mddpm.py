@@ -11,7 +11,7 @@ import torch
 
 from papers.mddpm import components, data, detection, masking, model, noise, objective, train, unet, vae
 from papers.mddpm.detector import Detector
-from papers.mddpm.eval import otsu_mask
+from papers.mddpm.eval import apply, otsu_mask
 from shared import nifti
 from shared.cli import configure
 from shared.errors import InputError
@@ -446,6 +446,65 @@ def test_principal_components_are_those_of_scikit_learn():
     np.testing.assert_allclose(few.reconstruct(torch.from_numpy(slices[:3])).numpy(), slices[:3], atol=1e-5)
 
 
+def scans_of(*arrays):
+    """(H, W, D) arrays as the mean scan takes them."""
+    return [torch.from_numpy(array.transpose(2, 0, 1).copy())[:, None] for array in arrays]
+
+
+def test_mean_scan_is_the_mean_of_the_healthy_slices():
+    rng = np.random.default_rng(0)
+    one, two = rng.random((2, 6, 5, 4), np.float32)
+    found = components.MeanVolume(6, 5, depth=4)
+    found.fit(scans_of(one, two), [torch.arange(4), torch.arange(4)])
+    np.testing.assert_allclose(found.reconstruct(4)[:, 0].permute(1, 2, 0), (one + two) / 2, atol=1e-6)
+    two[..., 0] = 9  # with lesion, as is slice 3 of both
+    found.fit(scans_of(one, two), [torch.tensor([0, 1, 2]), torch.tensor([1, 2])])
+    expected = np.stack([one[..., 0], *((one + two) / 2)[..., 1:3].transpose(2, 0, 1)])
+    np.testing.assert_allclose(found.mean[:, 0], expected[[0, 1, 2, 2]], atol=1e-6)
+    with pytest.raises(InputError, match="nothing healthy"):
+        found.fit(scans_of(one), [torch.arange(0)])
+
+
+def test_mean_scan_of_scans_that_differ_in_depth():
+    ramp = np.ones((6, 5, 1), np.float32) * np.linspace(0, 1, 9, dtype=np.float32)
+    found = components.MeanVolume(6, 5, depth=9)
+    found.fit(scans_of(ramp, ramp[..., ::2]), [torch.arange(9), torch.arange(5)])
+    np.testing.assert_allclose(found.mean[:, 0, 2, 3], np.linspace(0, 1, 9), atol=1e-6)
+    np.testing.assert_allclose(found.reconstruct(depth=3)[:, 0, 2, 3], [0, 0.5, 1], atol=1e-6)
+
+
+def test_detector_compares_with_the_mean_scan():
+    config = configure(train.Config, train.PROFILES, train.VARIANTS, "smoke", "mean", data=".", out=".")
+    healthy = train.build_model(config, 9, 7, depth=4)
+    rng = np.random.default_rng(0)
+    mean, image = rng.random((2, 9, 7, 4), np.float32)
+    healthy.fit(scans_of(mean), [torch.arange(4)])
+    detector = Detector(config, healthy, (9, 7), "cpu")
+    found, residual, _ = detector(volume_of(image))
+    assert np.array_equal(found, mean) and np.array_equal(residual, np.abs(image - mean))
+    assert detector.calls_per_slice == 0
+    with pytest.raises(InputError, match="trained on 9 x 7"):
+        detector(volume_of(image[:8]))
+
+
+def test_applied_detections_are_dropped_by_their_size_where_they_are_scored(tmp_path, monkeypatch, capsys):
+    """On a native grid of half the voxel size everything has eight times as many voxels."""
+    config = configure(train.Config, train.PROFILES, train.VARIANTS, "smoke", "intensity", data=".", out=".")
+    config.downsample, config.smallest, config.erosions = (2, 2, 2), 7, 0
+    monkeypatch.setattr("papers.mddpm.detector.load_detector", lambda *_: Detector(config, None, (0, 0), "cpu"))
+    scan = np.ones((32, 32, 16), np.float32)
+    scan[4:8, 4:8, 4:6] = 9  # 4 voxels where it is scored, 32 here
+    scan[16:24, 16:24, 6:12] = 9
+    for name, array in (("t2", scan), ("brain", np.ones(scan.shape, np.uint8))):
+        nifti.save(tmp_path / f"{name}.nii.gz", array, affine=np.eye(4))
+    apply(tmp_path / "c.pt", tmp_path / "t2.nii.gz", tmp_path / "a.nii.gz", tmp_path / "brain.nii.gz", threshold=0.5)
+    found = nifti.load(tmp_path / "a_mask.nii.gz").data
+    assert nifti.load(tmp_path / "a.nii.gz").data[5, 5, 4] > 0.5 and not found[:12, :12].any()
+    expected = np.zeros_like(found)
+    expected[16:24, 16:24, 6:12] = 1
+    assert found.dtype == np.uint8 and np.array_equal(found, expected)
+
+
 # --- data --------------------------------------------------------------------------------------------------
 
 
@@ -465,6 +524,22 @@ def test_intensities_run_from_the_1st_to_the_99th_percentile_of_the_brain():
     expected = np.where(mask > 0, np.clip((scan - low) / (high - low), 0, 1), 0)
     np.testing.assert_allclose(volume.image, expected, atol=1e-5)
     assert volume.image.dtype == np.float32
+
+
+def test_percentiles_are_those_of_the_brain_that_is_left_after_cropping():
+    """As in the released code: 192 x 192 x 100 voxels first, then the percentiles."""
+    rng = np.random.default_rng(0)
+    scan, mask = rng.normal(500, 50, (20, 20, 12)).astype(np.float32), np.ones((20, 20, 12), np.uint8)
+    scan[..., :4] += 400
+    crop = data.Preparation(0, (24, 0, 4), (1, 1, 1))  # cropped, left and padded
+    volume = data.prepare(image_of(scan), image_of(mask), None, crop)
+    low, high = volume.window
+    assert volume.window == pytest.approx(np.percentile(scan[..., 4:8].astype(float), (1, 99)))
+    expected = np.pad(np.clip((scan[..., 4:8] - low) / (high - low), 0, 1), ((2, 2), (0, 0), (0, 0)))
+    np.testing.assert_allclose(volume.image, expected, atol=1e-5)
+    mask[..., 4:8] = 0
+    with pytest.raises(InputError, match=r"scan\.nii\.gz: no brain is left in the middle 24 x 20 x 4 voxels.*--crop"):
+        data.prepare(image_of(scan), image_of(mask), None, crop)
 
 
 def test_preparation_keeps_places():
