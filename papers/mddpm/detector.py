@@ -50,7 +50,8 @@ class Detector:
         height, width, depth = image.shape
         self.check_size(volume)
         if config.method == "mean":
-            return self.model.reconstruct(depth)[:, 0].cpu().numpy().transpose(1, 2, 0)
+            healthy = finite(self.model.reconstruct(depth).cpu(), f"the mean healthy scan for {volume.name}")
+            return healthy[:, 0].numpy().transpose(1, 2, 0)
         t = config.t_test if t is None else t
         slices = torch.from_numpy(image.transpose(2, 0, 1).copy())[:, None]
         total = torch.zeros_like(slices)
@@ -76,7 +77,8 @@ class Detector:
             if (height, width) != self.size:
                 raise InputError(
                     f"{volume.name}: its slices are {height} x {width} pixels, and this model "
-                    f"({self.config.method}) was trained on {self.size[0]} x {self.size[1]}; bring the scan to the size of the training data"
+                    f"({self.config.method}) was trained on {self.size[0]} x {self.size[1]}; "
+                    "bring the scan to the size of the training data"
                 )
             return
         divisor = self.model.network.divisor
