@@ -47,12 +47,13 @@ class AutoEncoder(nn.Module):
         return self.upwards(self.decoder(self.encoder(image)))
 
 
-def residual(case: Case, reconstruction: Tensor) -> np.ndarray:
+def residual(case: Case, reconstruction: Tensor, median: int) -> np.ndarray:
     """How much brighter than its reconstruction a voxel is on FLAIR or CT: float32 (D, H, W), 0 outside the brain.
 
-    Smoothed by a 3³ median, and 0 at the edge of the brain, where reconstructions are always poor.
+    Smoothed by a median filter of so many voxels (1 is none), and 0 at the edge of the brain, where reconstructions are
+    always poor.
     """
     channel = bright_channel(case.modalities)
     difference = (case.image[channel] - reconstruction[channel]).clamp(min=0).numpy()
     inner = ndimage.binary_erosion(case.brain.numpy())
-    return ndimage.median_filter(difference * inner, 3) * inner
+    return ndimage.median_filter(difference * inner, median) * inner

@@ -199,7 +199,7 @@ def apply(
     check_outputs(volumes, [figure] * (figure is not None), [checkpoint, *files.values()])
     where = choose_device(device)
     loaded = model, config, _ = load_network(checkpoint, where)
-    if probability_output is not None and config.method != "network":
+    if probability_output is not None and config.method not in ("network", "boosting"):
         raise InputError(f"{checkpoint}: '{config.variant}' gives no probability; leave --probability-output out")
     case = read_case(files, name_of(input), least_size(config))
     mask = segment(loaded, case, where)
@@ -219,6 +219,7 @@ def make_pseudo(
     figure: Path | None = None,
     components: int | None = None,
     posterior: float = 0.9,
+    median: int = 3,
     opening: int = 1,
     seed: int = 0,
 ) -> None:
@@ -230,7 +231,8 @@ def make_pseudo(
         figure: .png of all components, the chosen one and P, if wanted.
         components: of the mixture; default 5 for MRI, 4 for CT.
         posterior: P is where the lesion component is likelier than this.
-        opening: voxels of the opening that cleans P.
+        median: voxels of the median filter that cleans P, an odd number; 1 is none. At 4 mm leave it out.
+        opening: voxels of the opening that cleans P; 0 is none. At 4 mm leave it out.
         seed: of the sampled voxels.
     """
     import numpy as np
@@ -244,7 +246,7 @@ def make_pseudo(
     files = beside(input)
     check_outputs([output], [figure] * (figure is not None), list(files.values()))
     case = read_case(files, name_of(input))
-    rule = ProposalRule(components=components, posterior=posterior, opening=opening, seed=seed)
+    rule = ProposalRule(components=components, posterior=posterior, median=median, opening=opening, seed=seed)
     mixture = fit_mixture(case, rule)
     mask = clean_up(mixture.posterior[mixture.lesion] > rule.posterior, case.brain.numpy(), rule)
     if figure is not None:

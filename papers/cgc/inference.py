@@ -62,7 +62,9 @@ def reconstruct(model, config, case: Case, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def lesion_probability(model, config, case: Case, device: torch.device) -> Tensor:
-    """Probability of lesion, float32 (D, H, W): the backbone alone, sliding window (M8)."""
+    """Probability of lesion, float32 (D, H, W): the backbone alone, sliding window (M8); or that of boosting."""
+    if config.method == "boosting":
+        return finite(model.probability(case), f"the probability of lesion of {case.name}")
     windows = sliding_window(
         lambda x: model.backbone(x.to(device))[0].float().softmax(1), case.image, config.patch, config.overlap
     )
@@ -83,7 +85,7 @@ def predict_mask(model, config, case: Case, device: torch.device) -> Tensor:
     if config.method in ("autoencoder", "brightness"):
         values = brightness(case)
         if config.method == "autoencoder":
-            values = residual(case, reconstruct(model, config, case, device))
+            values = residual(case, reconstruct(model, config, case, device), config.median)
         return torch.from_numpy(clean_up((values > float(model.threshold)) & brain, brain, rule))
     return (lesion_probability(model, config, case, device) > 0.5) & case.brain
 
@@ -96,7 +98,10 @@ def set_threshold(
     model.eval()
     for case, proposal in zip(cases, proposals):
         with_network = config.method == "autoencoder"
-        values.append(residual(case, reconstruct(model, config, case, device)) if with_network else brightness(case))
+        if with_network:
+            values.append(residual(case, reconstruct(model, config, case, device), config.median))
+        else:
+            values.append(brightness(case))
         brains.append(case.brain.numpy())
         share.append(float(proposal.sum() / case.brain.sum()))
     model.train()

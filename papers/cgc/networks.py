@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from papers.cgc.autoencoder import AutoEncoder
+from papers.cgc.boosting import BoostedVoxels
 from papers.cgc.brightness import BrightnessThreshold
 from papers.cgc.data import Case
 from papers.cgc.model import Segmenter, UNet3d
@@ -57,6 +58,8 @@ def build_model(config, modalities: tuple[str, ...]) -> nn.Module:
     channels = len(modalities)
     if config.method == "brightness":
         return BrightnessThreshold()
+    if config.method == "boosting":
+        return BoostedVoxels(channels, config.boosting_voxels)
     if config.method == "autoencoder":
         model = AutoEncoder(channels, config.patch, config.widths, config.code)
     elif config.method == "mumford_shah":

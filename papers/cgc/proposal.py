@@ -18,6 +18,7 @@ from torch import Tensor
 
 from papers.cgc.data import Case, on_box
 from shared import nifti
+from shared.errors import InputError
 from shared.files import write_atomically
 
 
@@ -35,14 +36,20 @@ class ProposalRule:
     """P is where the lesion component's posterior is larger"""
     volume: tuple[float, float] = (0.003, 0.15)
     """fraction of the brain that the lesion component may have"""
+    median: int = 3
+    """voxels of the median filter, an odd number; 1 is none"""
     opening: int = 1
-    """voxels of the opening"""
+    """voxels of the opening; 0 is none"""
     smallest: float = 0.0005
     """pieces smaller than this fraction of the brain are dropped"""
     keep: int = 3
     """number of largest pieces that stay"""
     seed: int = 0
     """of the sampled voxels and the restarts, together with the name of the case; no training's own seed"""
+
+    def __post_init__(self):
+        if self.median < 1 or self.median % 2 == 0:
+            raise InputError(f"--median {self.median}: expected an odd number of voxels; 1 is no median filter")
 
     @classmethod
     def of(cls, config) -> "ProposalRule":
@@ -53,6 +60,7 @@ class ProposalRule:
             config.gmm_restarts,
             config.posterior,
             config.lesion_volume,
+            config.median,
             config.opening,
             config.smallest,
             config.keep,
@@ -125,8 +133,9 @@ def fit_mixture(case: Case, rule: ProposalRule) -> Mixture:
 
 
 def clean_up(mask: np.ndarray, brain: np.ndarray, rule: ProposalRule) -> np.ndarray:
-    """Median filter of 3³ voxels, opening, no small pieces, only the largest ones. Bool (D, H, W) in and out."""
-    mask = ndimage.uniform_filter(mask.astype(np.float32), 3, mode="constant") > 0.5  # the median of a mask
+    """Median filter, opening, no small pieces, only the largest ones. Bool (D, H, W) in and out."""
+    if rule.median > 1:  # the median of a mask
+        mask = ndimage.uniform_filter(mask.astype(np.float32), rule.median, mode="constant") > 0.5
     if rule.opening:
         mask = ndimage.binary_opening(mask, iterations=rule.opening)
     pieces, count = ndimage.label(mask & brain)

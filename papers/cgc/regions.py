@@ -71,12 +71,14 @@ def normal_region(
     """Start (z, y, x) of a region without lesion: if possible the mirror image of the lesion region.
 
     Else a random position; if none of `rule.tries` is free of the mask and enough inside the brain, the one that is
-    least off. (x runs from left to right, so the mirror plane is the middle of the box around the brain.)
+    least off. (x runs from left to right, so the mirror plane is the middle of the brain, without the padding.)
     """
     flat = brain.flatten().nonzero()[:, 0]
     candidates = []
     if lesion_start is not None:
-        candidates.append((*lesion_start[:2], mask.shape[2] - lesion_start[2] - size[2]))
+        across = brain.any(0).any(0).nonzero()
+        mirrored = int(across[0] + across[-1]) + 1 - lesion_start[2] - size[2]
+        candidates.append((*lesion_start[:2], min(max(mirrored, 0), mask.shape[2] - size[2])))
     best, least_off = None, float("inf")
     for attempt in range(rule.tries):
         if attempt < len(candidates):

@@ -302,7 +302,8 @@ def test_a_proposal_is_made_once_and_kept(volumes, kept, monkeypatch):
     assert len(fits) == 3
     proposal.gmm_proposal(case, dataclasses.replace(QUICK, posterior=0.8))
     proposal.gmm_proposal(dataclasses.replace(case, image=case.image * 1.01), QUICK)
-    assert len(fits) == 5 and len(list(kept.iterdir())) == 3  # another rule, another image: made anew
+    proposal.gmm_proposal(case, dataclasses.replace(QUICK, median=1))
+    assert len(fits) == 6 and len(list(kept.iterdir())) == 4  # another rule, another image: made anew
 
 
 def test_a_proposal_is_made_where_none_can_be_kept(volumes, tmp_path, monkeypatch):
@@ -330,6 +331,32 @@ def test_the_profiles_make_the_proposal_as_the_paper_profile_does():
     for profile in ("cpu", "study", "paper"):
         assert not [name for name in PROFILES[profile] if name.startswith(("gmm", "proposal", "posterior"))]
     assert Config.gmm_voxels == 50000 and Config.gmm_restarts == 5
+
+
+@pytest.mark.parametrize("profile", ["cpu", "study", "paper"])
+def test_the_clean_up_is_of_a_few_mm_at_most(profile):
+    """In voxels it would be four times as strong at 4 mm as in the paper profile, and P a shrunken one."""
+    from papers.cgc.train import PROFILES, VARIANTS, Config
+    from shared.cli import configure
+
+    mm = standin.SETTINGS[profile].voxel_mm
+    for variant in ("gmm", "brightness", "mumford_shah", "full"):
+        config = configure(Config, PROFILES, VARIANTS, profile, variant, data=None, out=None)
+        rule = proposal.ProposalRule.of(config)
+        assert (rule.median, rule.opening) == (config.median, config.opening)
+        assert (rule.median - 1) * mm <= 2 and rule.opening * mm <= 1
+
+
+def test_without_median_and_opening_a_large_piece_keeps_its_shape():
+    mask = np.random.default_rng(0).random((12, 12, 12)) < 0.6  # one ragged piece, and dust
+    pieces, count = ndimage.label(mask)
+    sizes = np.bincount(pieces.ravel())[1:]
+    assert count > 1 and (sizes > 1).sum() == 1
+    found = proposal.clean_up(mask, np.ones_like(mask), proposal.ProposalRule(median=1, opening=0, smallest=0.01))
+    np.testing.assert_array_equal(found, pieces == sizes.argmax() + 1)
+    for even in (0, 2):
+        with pytest.raises(InputError, match=f"--median {even}.*odd"):
+            proposal.ProposalRule(median=even)
 
 
 def test_proposals_of_the_users_own(root, tmp_path):
@@ -515,6 +542,39 @@ def test_bad_volumes_are_named(root, tmp_path):
         data.read_lesion(folder, data.read_case(data.image_files(good), good.name))
 
 
+# --- gradient boosting -----------------------------------------------------------------------------------
+
+
+def test_boosting_learns_a_proposal_from_what_lies_around_a_voxel(volumes):
+    """P is where the mean over 3³ voxels of one channel is high: no single intensity tells it, and training does."""
+    from papers.cgc.boosting import BoostedVoxels, features_around
+
+    cases = list(volumes.cases())
+    values = [features_around(case) for case in cases]
+    channels = len(cases[0].image)
+    assert values[0].shape == (int(cases[0].brain.sum()), 3 * channels)
+    around = ndimage.uniform_filter(cases[0].image[1].numpy(), 3)[cases[0].brain.numpy()]
+    np.testing.assert_array_equal(values[0][:, channels + 1], around)
+
+    def mask_of(case, features):
+        mask = torch.zeros_like(case.brain)
+        mask[case.brain] = torch.from_numpy(features[:, channels + 1] > 0.8)
+        return mask
+
+    masks = [mask_of(case, features) for case, features in zip(cases, values)]
+    boosting, again = (BoostedVoxels(channels, 3000) for _ in range(2))
+    assert not boosting.probability(cases[-1]).any()  # nothing seen
+    boosting.remember(cases[:-1], masks[:-1], seed=0)
+    found = boosting.probability(cases[-1])
+    assert not found[~cases[-1].brain].any() and 0 <= found.min() and found.max() <= 1
+    wrong = ((found > 0.5) != masks[-1])[cases[-1].brain].float().mean()
+    assert wrong < 0.3 * masks[-1][cases[-1].brain].float().mean()
+    again.load_state_dict(boosting.state_dict())
+    assert torch.equal(again.probability(cases[-1]), found)
+    again.remember(cases[:-1], masks[:-1], seed=1)
+    assert not torch.equal(again.probability(cases[-1]), found)
+
+
 # --- regions ---------------------------------------------------------------------------------------------
 
 
@@ -533,6 +593,14 @@ def test_regions_hold_what_they_are_named_after():
         assert mask[place].float().mean() <= 0.001
     mask[:] = True
     assert regions.normal_region(mask, brain, rule, rule.size, None) is not None
+
+
+def test_the_mirror_plane_is_that_of_the_brain_not_of_the_padding():
+    mask, brain = torch.zeros(8, 12, 40, dtype=torch.bool), torch.zeros(8, 12, 40, dtype=torch.bool)
+    brain[:, :, :30] = True  # padded at the end
+    mask[:, :, 2:8] = True
+    rule = regions.RegionRule((8, 12, 8))
+    assert regions.normal_region(mask, brain, rule, rule.size, (0, 0, 1)) == (0, 0, 30 - 1 - 8)
 
 
 def test_a_normal_region_in_the_mirror_lesion_is_avoided():
@@ -563,7 +631,7 @@ def test_augmentation_moves_image_and_mask_together(volumes):
 
 # --- no label is looked at -------------------------------------------------------------------------------
 
-WITHOUT_LABELS = ["brightness", "mumford_shah", "ae", "backbone", "full"]
+WITHOUT_LABELS = ["brightness", "boosting", "mumford_shah", "ae", "backbone", "full"]
 
 
 def test_training_gives_the_same_weights_whatever_the_labels_are(root, tmp_path):
