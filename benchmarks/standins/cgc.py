@@ -5,7 +5,7 @@
 What may mislead a proposal from intensities is simulated: scars and white-matter spots that are as bright as oedema,
 remnants of scalp, a receive field of up to 25 %, partial volume, oedema that fades out, Rician noise. It differs
 between cases in place and strength. At 4 mm a mixture errs at the edge of the tumour above all: in 26 cases it missed
-13 % of the lesion, 10 % at the edge, and of what it marked 13 % was wrong, 8 % at the edge and 6 % elsewhere (spots and
+13 % of the lesion, 10 % at the edge, and of what it marked 13 % was wrong, 8 % at the edge and 6 % elsewhere (spots or
 scars; next to nothing in the outermost voxels of the brain, where the scalp is).
 """
 
