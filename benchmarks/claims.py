@@ -320,7 +320,8 @@ def lengths_of(claim: dict, result: dict, better: str, evidence: list[dict]) -> 
         for each contrast what was compared, the number of seeds that all lengths share, the `means` at "0.5", "1" and
         "2" over those seeds, and whether it is `moving`: at double length it has the other sign than in `evidence`
         (is on the other side of the claim's margin), or lies outside of the interval there, towards zero (the margin;
-        either way where a value or equality is claimed). It is `growing` if it lies outside on the far side.
+        where a value or equality is claimed: it leaves or enters the range). It is `growing` if it lies outside on the
+        far side.
 
     Raises:
         ValueError: it can't be computed, and why.
@@ -343,9 +344,13 @@ def lengths_of(claim: dict, result: dict, better: str, evidence: list[dict]) -> 
             means[length] = row_of(claim, "", weights, some)["mean"]
         double = means["2"]
         outside = full["low"] is not None and not full["low"] <= double <= full["high"]
-        growing = signed and outside and (double - full["mean"]) * (full["mean"] - margin) > 0
-        other_side = signed and (double - margin) * (full["mean"] - margin) < 0
-        moving = other_side or (outside and not growing)
+        if signed:
+            growing = outside and (double - full["mean"]) * (full["mean"] - margin) > 0
+            moving = (double - margin) * (full["mean"] - margin) < 0 or (outside and not growing)
+        else:
+            centre = claim["value"] if claim["kind"] == "value" else 0.0
+            growing = False
+            moving = (abs(double - centre) <= claim["tolerance"]) != (abs(full["mean"] - centre) <= claim["tolerance"])
         row = {"compared": full["compared"], "seeds": len(seeds), "means": means, "moving": moving}
         rows.append({**row, "growing": growing})
     return rows
