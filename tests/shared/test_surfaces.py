@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import surfaces
+from shared import nearest_surface, surfaces
 from tests.shared.metric_cases import INF, MASK, NAN, NONE, SOME, close, examples, label_pairs, mask_pairs, one
 
 SURFACE = (surfaces.hd95, surfaces.hausdorff_distance, surfaces.assd, surfaces.asd)
@@ -37,7 +37,7 @@ def brute_force(p, t, spacing):
 @given(mask_pairs(nonempty=True), st.sampled_from((1, 5, 30, 1024)))
 def test_surface_distances_are_those_of_all_pairs(pair, columns):
     p, t, spacing = pair
-    with mock.patch.object(surfaces, "_SEARCHED_COLUMNS", columns):
+    with mock.patch.object(nearest_surface, "SEARCHED_COLUMNS", columns):
         found = surfaces.surface_distances(one(p), one(t), spacing)[0][0]
     for actual, expected in zip(found, brute_force(p, t, spacing)):
         close(np.sort(actual.numpy()), np.sort(expected))
