@@ -3,6 +3,7 @@
 import importlib
 import random
 import socket
+import sys
 
 import numpy as np
 import pytest
@@ -30,6 +31,16 @@ def seeded():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_figure_left():
+    """What a test draws it closes: an open figure is memory that is never given back, and the next test's surprise."""
+    yield
+    if pyplot := sys.modules.get("matplotlib.pyplot"):
+        left = pyplot.get_fignums()
+        pyplot.close("all")
+        assert not left, f"{len(left)} figures were left open"
 
 
 @pytest.fixture(scope="session")

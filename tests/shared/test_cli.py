@@ -261,7 +261,10 @@ def writers():
     def picture(path):
         figure, axis = pyplot().subplots()
         axis.imshow(noise)
-        figure.savefig(path, format="png", dpi=200)
+        try:
+            figure.savefig(path, format="png", dpi=200)
+        finally:
+            pyplot().close(figure)
 
     def nifti(path):
         named = path.with_name("." + path.name + ".nii.gz")
