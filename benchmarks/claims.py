@@ -22,10 +22,11 @@ A claim that says `decidable = "why not"` is *not decidable here*, one whose var
 out is *not run in this profile*; neither counts.
 
 A claim that beats a baseline is cheap where the baseline does not work. `requires` of a claim names *controls*,
-claims on the baseline alone: unless all of them are reproduced, "reproduced" becomes "inconclusive".
+claims on the baseline alone: unless all of them are reproduced, a verdict becomes "inconclusive". So does "not
+reproduced": where the networks do not even beat doing nothing, nothing was said against the paper either.
 
 A difference may also be one of short training. Where a result has the headline's variants at half and double
-length, too (profile `study`), its contrasts and those of the other claims about the same variants are computed there as
+length, too (profile `study`), its contrasts and those of other claims about no other variants are computed there as
 well (controls apart: what they say is that a baseline works at all). If one has the other sign at double length, or is
 outside of the interval at full length on the side of zero (of the `margin`), the verdict is "inconclusive: still moving
 with training". An effect that grows further away from zero is said to grow, and its verdict stays.
@@ -48,7 +49,7 @@ from benchmarks.ledger import (
     REPRODUCED,
     claims_for,
     controls_of,
-    headline,
+    curved,
     short,
     trains,
 )
@@ -291,20 +292,20 @@ def check(claim: dict, results: dict, better: str, planned: Collection[str] = ()
 
 
 def with_lengths(paper: dict, dataset: str) -> list[dict]:
-    """The claims that a length curve speaks about: the headline, and those that compare no other variants than it does.
+    """The claims that a length curve speaks about: the headline, those that `curves` of `[study]` names, and those that
+    compare no other variants than these do.
 
     Not among them are controls, and claims about variants in which nothing is trained.
     """
-    main = headline(paper, dataset)
-    if main is None:
-        return []
-    names, controls = set(variants_of(main)), controls_of(paper)
+    main = curved(paper, dataset)
+    named, controls = [claim["id"] for claim in main], controls_of(paper)
+    names = {name for claim in main for name in variants_of(claim)}
 
     def fits(claim: dict) -> bool:
         own = variants_of(claim)
         return claim["id"] not in controls and set(own) <= names and any(trains(paper, name) for name in own)
 
-    return [claim for claim in claims_for(paper, dataset) if claim is main or fits(claim)]
+    return [claim for claim in claims_for(paper, dataset) if claim["id"] in named or fits(claim)]
 
 
 def lengths_of(claim: dict, result: dict, better: str, evidence: list[dict]) -> list[dict]:
@@ -386,18 +387,18 @@ def check_all(paper: dict, result: dict) -> dict[str, dict]:
 
     Returns:
         id of the claim -> what `check` says. Where there is a length curve, it is `lengths`; controls are marked by
-        `control`. A claim that is reproduced while one of its controls (`requires`) is not becomes inconclusive and
-        says why; other verdicts stay. A claim that the profile does not name is not run in it.
+        `control`. A claim that is decided while one of its controls (`requires`) is not reproduced becomes inconclusive
+        and says why. A claim that the profile does not name is not run in it.
     """
     better = {metric["column"]: metric["better"] for metric in paper["metric"]}
     claims = claims_for(paper, result["dataset"])
-    curved = with_lengths(paper, result["dataset"]) if "lengths" in result else []
+    at_lengths = [claim["id"] for claim in with_lengths(paper, result["dataset"])] if "lengths" in result else []
     controls, planned = controls_of(paper), set(result["seeds"])
     alone = {}
     for claim in claims:
         way = better[claim["metric"]]
         verdict = check(claim, result["results"], way, planned)
-        alone[claim["id"]] = _still_moving(verdict, claim, result, way) if claim in curved else verdict
+        alone[claim["id"]] = _still_moving(verdict, claim, result, way) if claim["id"] in at_lengths else verdict
     chosen = paper.get("profiles", {}).get(result["profile"], {}).get("claims")
     if chosen is not None:
         chosen = {*chosen, *(name for claim in claims if claim["id"] in chosen for name in claim.get("requires", []))}
@@ -406,8 +407,9 @@ def check_all(paper: dict, result: dict) -> dict[str, dict]:
         verdict = alone[claim["id"]]
         found = {name: alone.get(name, {"verdict": "not checked"})["verdict"] for name in claim.get("requires", [])}
         failed = [f"{name} is {word}" for name, word in found.items() if word != REPRODUCED]
-        if failed and verdict["verdict"] == REPRODUCED:
-            reason = f"holds, but says little: its control {', '.join(failed)}"
+        if failed and verdict["verdict"] in (REPRODUCED, NOT_REPRODUCED):
+            word = "holds" if verdict["verdict"] == REPRODUCED else "fails"
+            reason = f"{word}, but says little: its control {', '.join(failed)}"
             verdict = {**verdict, "verdict": INCONCLUSIVE, "reason": reason}
         if chosen is not None and claim["id"] not in chosen and verdict["verdict"] != NOT_DECIDABLE:
             reason = f"the profile {result['profile']} leaves it out"

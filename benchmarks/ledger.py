@@ -81,10 +81,28 @@ def written_out(entry: dict) -> list[dict]:
 
 
 def claims_for(paper: dict, dataset: str) -> list[dict]:
-    """The claims that speak about a data set: those without `datasets`, or that name it."""
+    """The claims that speak about a data set: those without `datasets`, or that name it.
+
+    Where `decidable` is a table of patterns of data sets with reasons, each claim keeps what speaks about this one.
+    """
     return [
-        claim for claim in paper["claim"] if any(fnmatch(dataset, pattern) for pattern in claim.get("datasets", ["*"]))
+        _on(claim, dataset)
+        for claim in paper["claim"]
+        if any(fnmatch(dataset, pattern) for pattern in claim.get("datasets", ["*"]))
     ]
+
+
+def _on(claim: dict, dataset: str) -> dict:
+    """
+    >>> claim = {"id": "C1", "decidable": {"standin": "a threshold is as good"}}
+    >>> _on(claim, "standin"), _on(claim, "BraTS")
+    ({'id': 'C1', 'decidable': 'a threshold is as good'}, {'id': 'C1'})
+    """
+    if not isinstance(claim.get("decidable"), dict):
+        return claim
+    reasons = [why for pattern, why in claim["decidable"].items() if fnmatch(dataset, pattern)]
+    rest = {key: value for key, value in claim.items() if key != "decidable"}
+    return {**rest, "decidable": reasons[0]} if reasons else rest
 
 
 def controls_of(paper: dict) -> set[str]:
@@ -107,6 +125,16 @@ def headline(paper: dict, dataset: str) -> dict | None:
         if claim["kind"] in ("order", "best") and name not in controls and "decidable" not in claim:
             return claim
     return None
+
+
+def curved(paper: dict, dataset: str) -> list[dict]:
+    """The claims whose variants `study` trains at other lengths, too: the headline first, then those that `curves` of
+    `[study]` names; none where the data set has no headline."""
+    main = headline(paper, dataset)
+    if main is None:
+        return []
+    named = paper.get("study", {}).get("curves", [])
+    return [main, *(c for c in claims_for(paper, dataset) if c["id"] in named and c["id"] != main["id"])]
 
 
 def trains(paper: dict, name: str) -> bool:

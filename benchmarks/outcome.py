@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from benchmarks import ledger, machine
-from benchmarks.claims import check_all, variants_of, with_lengths
+from benchmarks.claims import check_all, with_lengths
 from benchmarks.plan import Training
 from benchmarks.runs import Setup
 
@@ -54,7 +54,7 @@ def thinned(length: int, points: int) -> list[int]:
 
 def lengths_of(setup: Setup, paper: dict, dataset: str, used: dict[Training, dict], results: dict) -> dict | None:
     """The length curve: what the settings are at each length, and the results there, of the metrics that claims about
-    the headline's variants need."""
+    its variants need."""
     curve = setup.plan.curve
     if curve is None:
         return None
@@ -65,10 +65,8 @@ def lengths_of(setup: Setup, paper: dict, dataset: str, used: dict[Training, dic
         config = setup.config(Training(first, 0, length))
         values[f"{length:g}"] = {name: getattr(config, name) for name in curve.settings}
     found: dict[str, dict] = {f"{length:g}": {} for length in lengths if length != 1}
-    claim = next(claim for claim in paper["claim"] if claim["id"] == curve.claim)
-    names = variants_of(claim)
     for key, by_variant in found.items():
-        for name in names:
+        for name in curve.trained + curve.untrained:
             if name in curve.untrained:
                 by_variant[name] = {s: t for s, t in results.get(name, {}).items() if int(s) < curve.seeds}
                 continue

@@ -1,7 +1,7 @@
 """What a reproduction runs: variants, seeds, lengths of training, and in which order.
 
-In the profile `study` the variants of the headline claim are also trained at half and double length (the *length
-curve*): whether a difference is an effect, or only short training, shows there.
+In the profile `study` the variants of the headline claim (and of those that `curves` names) are also trained at half
+and double length (the *length curve*): whether a difference is an effect, or only short training, shows there.
 """
 
 import dataclasses
@@ -44,14 +44,14 @@ class LengthCurve:
     """The part of a plan that shows what longer training changes."""
 
     claim: str
-    """id of the headline claim"""
+    """ids of the headline claim and of those of `curves`"""
     settings: tuple[str, ...]
     """names of the settings that are the length of training"""
     seeds: int
     trained: tuple[str, ...]
-    """variants of the claim that are trained again at other lengths"""
+    """variants of the claims that are trained again at other lengths"""
     untrained: tuple[str, ...]
-    """variants of the claim in which nothing is trained: their numbers are the same at every length"""
+    """variants of the claims in which nothing is trained: their numbers are the same at every length"""
 
 
 @dataclass(frozen=True)
@@ -165,19 +165,25 @@ def seeds_of(
 def length_curve(
     paper: dict, dataset: str, seeds: dict[str, int], needs: dict[str, str | None], chosen: int | None, wanted: bool
 ) -> tuple[LengthCurve | None, str]:
-    """The length curve of the headline claim, or None and the reason why there is none."""
+    """The length curve of the headline claim, or None and the reason why there is none.
+
+    The claims of `curves` of `[study]` have one, too, where the run has all their variants.
+    """
     study = paper.get("study")
     if not wanted:
         return None, "left out, as was asked for"
     if study is None or "length" not in study:
         return None, "paper.toml has no [study] with a length"
-    claim = ledger.headline(paper, dataset)
-    if claim is None:
+    claims = ledger.curved(paper, dataset)
+    if not claims:
         return None, f"no headline claim speaks about {dataset}"
-    names = [variant["name"] for variant in paper["variant"] if variant["name"] in variants_of(claim)]
-    missing = [name for name in names if name not in seeds]
+    claim = claims[0]
+    missing = [name for name in variants_of(claim) if name not in seeds]
     if missing:
         return None, f"{claim['id']} compares {', '.join(missing)}, which this run leaves out"
+    claims = [one for one in claims if all(name in seeds for name in variants_of(one))]
+    compared = {name for one in claims for name in variants_of(one)}
+    names = [variant["name"] for variant in paper["variant"] if variant["name"] in compared]
     trained = tuple(name for name in names if ledger.trains(paper, name))
     if not trained:
         return None, f"nothing is trained for {claim['id']}"
@@ -185,7 +191,7 @@ def length_curve(
     fewest = min(seeds[name] for name in with_needed(names, needs))
     number = min(chosen or study.get("seeds", 3), fewest)
     untrained = tuple(name for name in names if name not in trained)
-    return LengthCurve(claim["id"], tuple(settings), number, trained, untrained), ""
+    return LengthCurve(", ".join(one["id"] for one in claims), tuple(settings), number, trained, untrained), ""
 
 
 def scaled(config, settings: tuple[str, ...], factor: float):

@@ -174,6 +174,7 @@ def test_evidence(slug):
         elif "decidable" not in claim:
             assert not missing, f"{claim['id']} needs {missing}, which the profile study does not run"
             assert chosen is None or claim["id"] in chosen, f"profile study leaves out {claim['id']}"
+    assert set(paper["study"].get("curves", [])) <= {claim["id"] for claim in paper["claim"]} - {main["id"]}
     length = paper["study"]["length"]
     for name in [length] if isinstance(length, str) else length:
         assert name in module(slug, "train").Config.__dataclass_fields__, f"[study] length: no setting {name}"

@@ -60,8 +60,6 @@ class Config(RunConfig):
     """learning rate of Adam (released code: 1e-3)"""
     supervised_lr: float = 0.0
     """the same for the supervised baseline, where another one suits it better; 0 is `lr`"""
-    smore3_lr: float = 0.0
-    """the same for SMORE with stride 3; 0 is `lr`"""
     schedule: Literal["constant", "cosine"] = "constant"
     """cosine: from lr down to a hundredth of it over the training of each network"""
     image_step: int = 1
@@ -72,7 +70,7 @@ class Config(RunConfig):
 
 SMALL = {
     "depth": 12, "dilations": 4, "identity": True, "crop": 32, "batch_size": 4, "lr": 3e-3, "supervised_lr": 1e-2,
-    "smore3_lr": 1e-2, "schedule": "cosine", "image_step": 10, "views": ("cor",),
+    "schedule": "cosine", "image_step": 10, "views": ("cor",),
 }  # fmt: skip
 PROFILES = {
     "smoke": {
@@ -160,8 +158,7 @@ def training_pairs(config: Config, volumes: dict, setting: str, second: str):
 
 def learning_rate(config: Config, progress: float) -> float:
     """Of the share `progress` of a network's training."""
-    own = config.supervised_lr if config.method == "supervised" else config.smore3_lr if config.smore_stride == 3 else 0
-    lr = own or config.lr
+    lr = (config.supervised_lr if config.method == "supervised" else 0) or config.lr
     if config.schedule == "constant":
         return lr
     return lr * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)

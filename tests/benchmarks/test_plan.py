@@ -94,6 +94,15 @@ def test_a_headline_list_takes_the_first_claim_on_the_data_set():
     assert plan_of(paper).curve.claim == "C1" and plan_of(paper, dataset="real").curve.claim == "C2"
 
 
+def test_other_claims_may_have_a_length_curve_too():
+    paper = copy.deepcopy(PAPER)
+    paper["study"]["curves"] = ["C2"]
+    before, curve = plan_of().curve, plan_of(paper).curve
+    assert curve.claim == "C1, C2" and set(before.trained) < set(curve.trained)
+    assert set(curve.trained) == {"base", *variants_of(paper["claim"][1])} | set(before.trained)
+    assert plan_of(paper, variants="input,base,full").curve == before  # C2 compares what this run leaves out
+
+
 def test_unknown_variants_and_no_seeds_are_one_sentence():
     with pytest.raises(InputError, match="no variant nothing"):
         plan_of(variants="full,nothing")

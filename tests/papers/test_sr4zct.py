@@ -69,7 +69,7 @@ def test_downscaling_against_loops(geometry):
 
 
 def test_a_matched_stride_of_smore_is_what_slices_are_made_with():
-    """Stride 3 at 5/2 mm and stride 2 at 5/3 mm: the evaluation's own operator, on pixels of 1 mm to the last bit."""
+    """Stride 3 at 5/2 mm and stride 2 at 5/3 mm: the evaluation's own operator, on pixels of 1 mm, up to rounding."""
     for stride, overlap in ((3, 2.0), (2, 3.0)):
         made = scaling.box_matrix(41, SliceGeometry(1.0, 5.0, overlap)).to_dense()
         torch.testing.assert_close(scaling.convolution_matrix(41, 5, stride).to_dense(), made)
@@ -346,12 +346,11 @@ def test_variants_take_part_where_the_paper_has_them():
     assert len([name for name in VARIANTS if name.startswith("wrong")]) == 24
 
 
-def test_each_baseline_has_its_own_learning_rate():
+def test_all_that_learn_from_the_scan_itself_share_a_learning_rate():
     def rate(profile, variant):
         return learning_rate(configure(Config, PROFILES, VARIANTS, profile, variant, data=None, out=None), 0.0)
 
-    own = {"full": 3e-3, "wrong_5_2.25": 3e-3, "smore2_other": 3e-3}
-    own |= {"smore3": 1e-2, "smore3_other": 1e-2, "supervised": 1e-2}
+    own = dict.fromkeys(("full", "wrong_5_2.25", "smore2_other", "smore3", "smore3_other"), 3e-3) | {"supervised": 1e-2}
     for profile in ("cpu", "study"):
         assert {variant: rate(profile, variant) for variant in own} == pytest.approx(own)
     assert {rate("paper", variant) for variant in own} == {1e-3}
