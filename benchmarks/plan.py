@@ -178,12 +178,13 @@ def length_curve(
     if not claims:
         return None, f"no headline claim speaks about {dataset}"
     claim = claims[0]
-    missing = [name for name in variants_of(claim) if name not in seeds]
+    order = [variant["name"] for variant in paper["variant"]]
+    missing = [name for name in order if name in variants_of(claim) and name not in seeds]
     if missing:
         return None, f"{claim['id']} compares {', '.join(missing)}, which this run leaves out"
     claims = [one for one in claims if all(name in seeds for name in variants_of(one))]
     compared = {name for one in claims for name in variants_of(one)}
-    names = [variant["name"] for variant in paper["variant"] if variant["name"] in compared]
+    names = [name for name in order if name in compared]
     trained = tuple(name for name in names if ledger.trains(paper, name))
     if not trained:
         return None, f"nothing is trained for {claim['id']}"
