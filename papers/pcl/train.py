@@ -107,7 +107,7 @@ CONTROLS = ("atlas", "forest")
 VARIANTS = {
     **{f"pretrain_{method}": {**PRETRAIN, "method": method} for method in ("pcl", "gcl", "simclr")},
     "untrained": {**PRETRAIN, "method": "none"},
-    **{f"{name}_m2": {**FINETUNE, "method": name, "labelled": 2} for name in CONTROLS},
+    **{f"{name}_m{m}": {**FINETUNE, "method": name, "labelled": m} for m in (2, 6) for name in CONTROLS},
     "full": {**FINETUNE, "method": "pcl", "labelled": 2},
     **{f"{name}_m2": {**FINETUNE, "method": METHODS[name], "labelled": 2} for name in ("random", "simclr", "gcl")},
     **{f"{name}_m{m}": {**FINETUNE, "method": METHODS[name], "labelled": m} for m in (6, 10) for name in METHODS},
