@@ -322,7 +322,8 @@ def lengths_of(claim: dict, result: dict, better: str, evidence: list[dict]) -> 
         "2" over those seeds, and whether it is `moving`: at double length it has the other sign than in `evidence`
         (is on the other side of the claim's margin), or lies outside of the interval there, towards zero (the margin;
         where a value or equality is claimed: it leaves or enters the range). It is `growing` if it lies outside on the
-        far side.
+        far side. At double length is meant: where all seeds are at full length, plus what doubling changes in the shared
+        ones, so that a few seeds at another level do not look like training.
 
     Raises:
         ValueError: it can't be computed, and why.
@@ -343,7 +344,8 @@ def lengths_of(claim: dict, result: dict, better: str, evidence: list[dict]) -> 
         for length, table in tables.items():
             some = {name: {seed: by_seed[seed] for seed in seeds} for name, by_seed in table.items()}
             means[length] = row_of(claim, "", weights, some)["mean"]
-        double = means["2"]
+        # What doubling changes is seen on the same seeds; the level is that of all seeds.
+        double = full["mean"] + means["2"] - means["1"]
         outside = full["low"] is not None and not full["low"] <= double <= full["high"]
         if signed:
             growing = outside and (double - full["mean"]) * (full["mean"] - margin) > 0

@@ -414,6 +414,21 @@ def test_a_value_may_not_leave_its_range(kind):
         assert found["lengths"][0]["moving"] == moving and not found["lengths"][0]["growing"]
 
 
+def test_a_few_seeds_at_another_level_are_not_training():
+    """Twelve seeds, of which the three that are also trained longer happen to lie lower, at every length."""
+    paper, result = a_study(np.random.default_rng(16), {"0.5": 0.4, "1": 1.0, "2": 0.4}, seeds=12)
+    tables = [result["results"], *result["lengths"]["results"].values()]
+    full = tables[0]["baseline"]
+    for seed in ("0", "1", "2"):
+        for case in full[seed].values():
+            case["error"] -= 0.6
+    found = check_all(paper, result)["C1"]
+    (row,) = found["lengths"]
+    assert found["verdict"] == REPRODUCED and not row["moving"] and not row["growing"]
+    assert list(row["means"].values()) == pytest.approx([0.4, 0.4, 0.4], abs=0.1)
+    assert not found["evidence"][0]["low"] <= row["means"]["2"], "the three seeds alone lie outside of the interval"
+
+
 @pytest.mark.parametrize("gap, verdict", [(1.0, REPRODUCED), (-1.0, NOT_REPRODUCED)])
 def test_an_effect_that_stays_is_decided(gap, verdict):
     paper, result = a_study(np.random.default_rng(15), {"0.5": 2 * gap, "1": gap, "2": gap})
