@@ -11,6 +11,7 @@ from shared.figures import Picture, grid_of_pictures, pyplot, save_figure
 
 NAMES = {"text_only": "text only", "head": "head", "gen": "M3AD-Gen", "full": "M3AD-Fus", "ft": "fine-tuning"}
 PIXELS = 384  # side of an image in a figure
+LINE = 0.15  # height of a line of answers, inches
 
 
 class Answered(NamedTuple):
@@ -22,7 +23,7 @@ class Answered(NamedTuple):
     accuracy: float
     """percent"""
     share: float
-    """trained share of all parameters, percent"""
+    """trained share of all parameters at the run's sizes, percent"""
 
 
 def chosen_questions(questions: Sequence[Question], shown: int = 4, offset: int = 0) -> list[int]:
@@ -39,7 +40,7 @@ def chosen_questions(questions: Sequence[Question], shown: int = 4, offset: int 
 
 def draw_answers(questions: Sequence[Question], found: Sequence[Answered], offset: int, out: Path) -> None:
     """Four questions with the truth and all answers, and accuracy against trained share."""
-    pictures, texts = [], []
+    pictures, below = [], []
     for number in chosen_questions(questions, 4, offset):
         question = questions[number]
         title = "\n".join(textwrap.wrap(question.text, 28)[:3])
@@ -49,20 +50,24 @@ def draw_answers(questions: Sequence[Question], found: Sequence[Answered], offse
             mark = "✓" if one.answers[number] == question.answer else "✗"
             answer = textwrap.shorten(one.answers[number], 18)
             lines.append(f"{mark} {NAMES.get(one.variant, one.variant)}: {answer} ({one.scores[number]:.2f})")
-        texts.append(Picture(text="\n".join(lines)))
-    grid = grid_of_pictures([pictures, texts], [], None, inches=2.3, room=("right", 3.6))
+        below.append("\n".join(lines))
+    grid = grid_of_pictures([pictures], [], None, inches=2.3, room=("right", 3.6))
+    for cell, text in zip(grid.axes[0], below):
+        cell.set_xlabel(text, fontsize=8)
+    width, height = grid.figure.get_size_inches()
+    grid.figure.set_size_inches(width, height + LINE * (1 + len(found)))
     axis = grid.room.subplots()
     for one in found:
         axis.plot(one.share, one.accuracy, "o", color="C3" if one.variant == "text_only" else "C0")
-        below = one.variant == "text_only"
+        under = one.variant == "text_only"
         axis.annotate(
-            NAMES.get(one.variant, one.variant), (one.share, one.accuracy), xytext=(0, -15 if below else 8),
+            NAMES.get(one.variant, one.variant), (one.share, one.accuracy), xytext=(0, -15 if under else 8),
             textcoords="offset points", fontsize=8, ha="center",
         )  # fmt: skip
     low, high = min(one.accuracy for one in found), max(one.accuracy for one in found)
     axis.set(
         xscale="log", xlim=(min(one.share for one in found) / 3, 300), ylim=(low - 6, high + 6),
-        xlabel="trained share of all parameters [%]", ylabel=f"accuracy on {len(questions)} test questions [%]",
+        xlabel="trained share of\nthis run's parameters [%]", ylabel=f"accuracy on {len(questions)} test questions [%]",
     )  # fmt: skip
     axis.grid(alpha=0.3)
     save_figure(grid.figure, out)

@@ -105,7 +105,8 @@ SMALL = {
     "answers": "train", "image_size": 48, "patch": 16, "width": 48, "heads": 4, "vision_layers": 2,
     "language_layers": 1, "cross_layers": 1, "text_length": 24, "dropout": 0.0, "bottleneck": 8, "fusion_heads": 2,
     "masked": 0.4, "blank": 0.5, "mismatched": 0.3, "batch_size": 16, "select": "last", "pretrain_lr": 2e-3,
-    "lr": 5e-3, "head_lr": 1e-2, "head_longer": 4.0, "full_lr": 2e-3, "full_head_factor": 2.0, "full_cross_factor": 1.0,
+    "lr": 2.5e-3, "head_lr": 5e-3, "head_longer": 16.0, "full_lr": 1e-3, "full_head_factor": 2.0,
+    "full_cross_factor": 1.0,
 }  # fmt: skip
 PROFILES = {
     "smoke": {
