@@ -10,7 +10,7 @@ from typing import Literal
 Size = Literal["smoke", "cpu", "study", "paper"]
 FOLDER = "2018LA_Seg_Training Set"
 # voxel size in mm, training scans, test scans
-SETTINGS = {"smoke": (5.0, 3, 2), "cpu": (2.5, 20, 16), "study": (2.5, 20, 16), "paper": (0.625, 80, 20)}
+SETTINGS = {"smoke": (5.0, 3, 2), "cpu": (3.75, 40, 24), "study": (3.75, 40, 24), "paper": (0.625, 80, 20)}
 
 
 def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
@@ -53,7 +53,7 @@ def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:
             "size": size,
             "voxel_mm": voxel_mm,
             "scans": {"train": train, "test": test},
-            "cannot_show": ["the Dice of patients", "trabeculae and real vein anatomy", "differences of scanners"],
+            "cannot_show": ["the Dice of patients", "trabeculae and real vein anatomy"],
         }
         (unfinished / "standin.json").write_text(json.dumps(note, indent=1) + "\n")
     return out

@@ -3,8 +3,11 @@
 Coordinates are millimetres from the centre of the atrium's body, x to the patient's left, y to posterior, z to
 superior, like the axes of the volumes of the 2018 Atrial Segmentation Challenge. Blood has one T1, so the right
 atrium, the ventricles, the aorta and the pulmonary artery are as bright as the left atrium: only place and shape
-tell them apart, as in patients. Walls of 1 to 2 mm vanish at 2.5 mm voxels, so that the pools touch. Size, appendage
-and the readers' cut through the veins differ much between patients, and the noise is that of a short scan.
+tell them apart, as in patients. Walls of 1 to 2 mm vanish at voxels of 2.5 mm and more, so that the pools touch.
+
+Two scans differ as much as those of the challenge do: in dose and delay of the contrast agent, in the inversion time,
+in how well fat was suppressed, in the gain of the coils (and with it in the z-scores), in noise, and in size, turn,
+veins and appendage of the atrium. A test holds the spread of brightness and contrast against that of the challenge.
 """
 
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ import numpy as np
 TISSUES = {
     "air": (0.0, 1000.0, 0.0),
     "lung": (0.1, 600.0, 60.0),
-    "fat": (0.22, 260.0, 20.0),  # after fat suppression
+    "fat": (0.9, 260.0, 20.0),  # before fat suppression
     "muscle": (0.85, 540.0, 20.0),
     "marrow": (0.35, 330.0, 20.0),
     "liver": (0.9, 370.0, 20.0),
@@ -24,12 +27,17 @@ TISSUES = {
     "myocardium": (0.9, 450.0, 12.0),
     "wall": (0.85, 430.0, 12.0),
     "fibrosis": (0.9, 260.0, 15.0),
-    "blood": (1.0, 295.0, 10.0),
+    "blood": (1.0, 320.0, 40.0),  # dose and delay
 }
 CODE = {name: code for code, name in enumerate(TISSUES)}
 HALF_HEIGHT_MM = 27.5  # 88 slices of 0.625 mm
 SMALLEST_MM = 70.0  # the crop is at least 112 voxels of 0.625 mm wide in x and y
 MARGIN_MM = (6.25, 12.5)  # and 10 to 20 voxels more on each side
+INVERSION = (0.9, 1.65)  # inversion time over the one that nulls the myocardium: often too long, then all is grey
+FAT_LEFT = (0.05, 0.5)  # fat suppression leaves this part
+COIL = (0.3, 2.5)  # how much brighter the skin is than the heart, beside an array coil
+TEXTURE = 0.4  # standard deviation of the logarithm of the signal of tissue that is not blood
+SNR = (7.0, 20.0)  # of blood
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,17 @@ def _smooth_union(a, b, width=4.0):
     return b + (a - b) * h - width * h * (1 - h)
 
 
+def _rotation(angles) -> np.ndarray:
+    """Rotation matrix of turns about x, y and z, in radians, float32."""
+    matrix = np.eye(3)
+    for axis, angle in enumerate(angles):
+        cosine, sine = np.cos(angle), np.sin(angle)
+        one = np.insert(np.insert([[cosine, -sine], [sine, cosine]], axis, 0, axis=0), axis, 0, axis=1)
+        one[axis, axis] = 1
+        matrix = one @ matrix
+    return matrix.astype(np.float32)
+
+
 class LeftAtriumAnatomy:
     """The thorax around one left atrium; every proportion is drawn from `rng`."""
 
@@ -74,13 +93,13 @@ class LeftAtriumAnatomy:
             return np.asarray(values, np.float32) + rng.normal(0, sd, len(values)).astype(np.float32)
 
         size = rng.normal(1.0, 0.14)
-        self.body = near(30, 17, 19, sd=2.0) * size
+        self.body = near(35, 21, 13.5, sd=2.0) * size
         edge = self.body * 0.72
         reach = rng.uniform(26, 34, 5)  # how far the veins go on into the lungs
         self.veins = [  # start, end, radii, length that belongs to the label
-            (near(-edge[0], 5, 9), near(-edge[0] - reach[0], 4, 20), (8.0, 5.5)),
+            (near(-edge[0], 5, 9), near(-edge[0] - reach[0], 4, 14), (8.0, 5.5)),
             (near(-edge[0], 8, -6), near(-edge[0] - reach[1], 24, -11), (7.5, 5.0)),
-            (near(edge[0], 7, 10), near(edge[0] + reach[2] * 0.8, 20, 24), (8.0, 5.0)),
+            (near(edge[0], 7, 10), near(edge[0] + reach[2] * 0.8, 20, 17), (8.0, 5.0)),
             (near(edge[0], 9, -3), near(edge[0] + reach[3] * 0.8, 28, -9), (7.5, 5.0)),
         ]
         variant = rng.random()
@@ -88,7 +107,7 @@ class LeftAtriumAnatomy:
             self.veins[3] = (self.veins[2][0], *self.veins[3][1:])
         elif variant < 0.4:  # a right middle vein
             self.veins.append((near(-edge[0], 6, 2), near(-edge[0] - reach[4], 12, 4), (5.5, 4.0)))
-        self.cut = rng.uniform(0.15, 0.65, len(self.veins)).astype(np.float32)
+        self.cut = rng.uniform(0.3, 0.95, len(self.veins)).astype(np.float32)
         neck = near(edge[0] + 12, -22, 11, sd=4)
         bend = rng.uniform(5, 18) * self._direction(rng, (0.3, -0.6, 0.2))
         self.appendage = [  # a root and a lobe that turns off, as in the shapes that are called wing, sock or cactus
@@ -115,6 +134,7 @@ class LeftAtriumAnatomy:
         self.waves = rng.normal(0, 2 * np.pi / 130, (6, 3)).astype(np.float32)
         self.wave_mm = rng.normal(0, 1.5, (6, 3)).astype(np.float32)
         self.wave_phase = rng.uniform(0, 2 * np.pi, 6).astype(np.float32)
+        self.turn = _rotation(rng.normal(0, np.radians((5, 4, 7))))
 
     @staticmethod
     def _direction(rng: np.random.Generator, towards: tuple[float, float, float]) -> np.ndarray:
@@ -157,24 +177,25 @@ class LeftAtriumAnatomy:
         paint((spine < -2) & (np.mod(p[2], 26) > 5), "marrow")
         paint(np.hypot(p[0] - self.oesophagus[0], (p[1] - self.oesophagus[1]) * 1.5) < 7, "oesophagus")
 
+        h = [sum(self.turn[row, axis] * p[axis] for axis in range(3)) for row in range(3)]  # the heart is turned
         pools = [
-            (_ellipsoid(p, self.rv, self.rv_radii), 4.0, "myocardium"),
-            (_ellipsoid(p, self.ra, self.ra_radii), 1.2, "wall"),
-            (_tube(p, *self.aorta[:2], *self.aorta[2])[0], 1.5, "wall"),
-            (_tube(p, *self.cava[:2], *self.cava[2])[0], 1.0, "wall"),
-            *[(_tube(p, start, end, *radii)[0], 1.2, "wall") for start, end, radii in self.pulmonary],
+            (_ellipsoid(h, self.rv, self.rv_radii), 4.0, "myocardium"),
+            (_ellipsoid(h, self.ra, self.ra_radii), 1.2, "wall"),
+            (_tube(h, *self.aorta[:2], *self.aorta[2])[0], 1.5, "wall"),
+            (_tube(h, *self.cava[:2], *self.cava[2])[0], 1.0, "wall"),
+            *[(_tube(h, start, end, *radii)[0], 1.2, "wall") for start, end, radii in self.pulmonary],
             (np.hypot(p[0] - self.descending[0], p[1] - self.descending[1]) - self.descending_radius, 1.8, "wall"),
         ]
-        lv = _ellipsoid(p, self.lv, self.lv_radii)
-        veins = [_tube(p, start, end, *radii) for start, end, radii in self.veins]
-        atrium = _ellipsoid(p, (0, 0, 0), self.body)
+        lv = _ellipsoid(h, self.lv, self.lv_radii)
+        veins = [_tube(h, start, end, *radii) for start, end, radii in self.veins]
+        atrium = _ellipsoid(h, (0, 0, 0), self.body)
         for start, end, radii in self.appendage:
-            atrium = _smooth_union(atrium, _tube(p, start, end, *radii)[0])
+            atrium = _smooth_union(atrium, _tube(h, start, end, *radii)[0])
         with_veins = atrium
         for vein, _ in veins:
             with_veins = _smooth_union(with_veins, vein)
         towards_valve = self.lv / np.linalg.norm(self.lv)
-        beyond_valve = sum(axis * n for axis, n in zip(p, towards_valve)) - self.mitral_mm
+        beyond_valve = sum(axis * n for axis, n in zip(h, towards_valve)) - self.mitral_mm
 
         # every pool first with its wall, then with its blood; the left atrium last, so that it stays whole
         for distance, thickness, name in pools:
@@ -185,7 +206,7 @@ class LeftAtriumAnatomy:
         paint(lv < 0, "blood")
         left = np.maximum(with_veins, beyond_valve)
         paint(left < self.wall_mm, "wall")
-        paint((left < self.wall_mm) & self._fibrosis(p), "fibrosis")
+        paint((left < self.wall_mm) & self._fibrosis(h), "fibrosis")
         # the mitral orifice: the leaflets are thin, the pools almost touch
         orifice = (np.maximum(lv, atrium) < 3) & (np.abs(beyond_valve) < 8)
         paint(orifice & (beyond_valve > 1.2), "blood")
@@ -212,15 +233,16 @@ class LeftAtriumAnatomy:
 def inversion_recovery_signal(rng: np.random.Generator) -> np.ndarray:
     """Magnitude signal of every tissue code in an inversion-recovery gradient echo, float32.
 
-    rho |1 - 2 exp(-TI / T1) + exp(-TR / T1)|, with the inversion time TI set to null the myocardium, to some 6 %,
-    and TR the patient's heartbeat.
+    rho |1 - 2 exp(-TI / T1) + exp(-TR / T1)|, with the inversion time TI between `INVERSION` times that which nulls the
+    myocardium, and TR the patient's heartbeat. Of fat's signal `FAT_LEFT` remain.
     """
     t1 = rng.normal(1, 0.07) * np.array([rng.normal(mean, sd) for _, mean, sd in TISSUES.values()])
     density = np.array([density for density, _, _ in TISSUES.values()])
+    density[CODE["fat"]] *= rng.uniform(*FAT_LEFT)
     repetition = rng.uniform(750, 1050)
     muscle = t1[CODE["myocardium"]]
     null = muscle * (np.log(2) - np.log1p(np.exp(-repetition / muscle)))
-    inversion = null * rng.normal(1, 0.06)
+    inversion = null * rng.uniform(*INVERSION)
     return (density * np.abs(1 - 2 * np.exp(-inversion / t1) + np.exp(-repetition / t1))).astype(np.float32)
 
 
@@ -228,12 +250,13 @@ def simulate(rng: np.random.Generator, voxel_mm: float) -> Scan:
     """One scan at a voxel size; the anatomy does not depend on it.
 
     Args:
-        rng: of everything random.
+        rng: of everything random. Texture and noise come last, for they depend on the voxel size.
         voxel_mm: isotropic (published volumes: 0.625). Above 1 mm the anatomy is rendered twice as fine.
     """
     from scipy.ndimage import gaussian_filter
 
-    anatomy, signal = LeftAtriumAnatomy(rng), inversion_recovery_signal(rng)
+    anatomy, signal, gain = LeftAtriumAnatomy(rng), inversion_recovery_signal(rng), CoilGain(rng)
+    noise_sd, breathing = signal[CODE["blood"]] / rng.uniform(*SNR), rng.uniform(0, 0.8) * np.array([0, 0.7, 1.0])
     margins = rng.uniform(*MARGIN_MM, 4)
     slab = rng.uniform(-4, 4)  # where the stack of slices was put
     coarse = [np.arange(-r, r, 4, dtype=np.float32) for r in (100, 76, HALF_HEIGHT_MM)]
@@ -252,28 +275,51 @@ def simulate(rng: np.random.Generator, voxel_mm: float) -> Scan:
     tissue, mask = anatomy.render(*np.ix_(*[axis.astype(np.float32) for axis in fine]))
     shape = [count for _, count in bounds]
     blocks = [side for count in shape for side in (count, factor)]
-    image = signal[tissue].reshape(blocks).mean(axis=(1, 3, 5))
+    textured = signal[tissue] * _texture(rng, tissue.shape, voxel_mm / factor)
+    image = np.where(tissue == CODE["blood"], signal[CODE["blood"]], textured)
+    image = image.reshape(blocks).mean(axis=(1, 3, 5))
     label = (mask.reshape(blocks).mean(axis=(1, 3, 5)) >= 0.5).astype(np.uint8)
 
     # sampled at 1.25 x 1.25 x 2.5 mm, breathing blurs along y and z
     acquired = np.array([1.25, 1.25, 2.5]) / 2.355
-    breathing = rng.uniform(0, 0.8) * np.array([0, 0.7, 1.0])
     image = gaussian_filter(image, np.hypot(acquired, breathing) / voxel_mm)
-    open_axes = np.ix_(*[(low + (np.arange(count) + 0.5) * voxel_mm) / 100 for low, count in bounds])
-    slope, curve = rng.normal([0, -0.25, 0], 0.3), rng.normal(0, 0.3)
-    gain = np.exp(sum(a * c for a, c in zip(slope, open_axes)) + curve * (open_axes[0] ** 2 + open_axes[1] ** 2))
-    blood = signal[CODE["blood"]]
-    noise_sd = blood / rng.uniform(4, 8)
+    open_axes = np.ix_(*[low + (np.arange(count) + 0.5) * voxel_mm for low, count in bounds])
     noise = noise_sd * rng.standard_normal((2, *shape))
-    image = np.hypot(image * gain + noise[0], noise[1])
+    image = np.hypot(image * gain(*open_axes) + noise[0], noise[1])
 
-    mean, sd = _scan_statistics(anatomy, signal, noise_sd)
+    mean, sd = _scan_statistics(anatomy, signal, gain, noise_sd)
     return Scan(((image - mean) / sd).astype(np.float32), label)
 
 
-def _scan_statistics(anatomy: LeftAtriumAnatomy, signal: np.ndarray, noise_sd: float) -> tuple[float, float]:
+def _texture(rng: np.random.Generator, shape: tuple[int, ...], voxel_mm: float) -> np.ndarray:
+    """Factors around 1 for tissue that is not blood: small vessels, nodes and fat in it, some 4 mm wide, float32."""
+    from scipy.ndimage import gaussian_filter
+
+    field = gaussian_filter(rng.standard_normal(shape, dtype=np.float32), 4 / voxel_mm)
+    return np.exp(TEXTURE * field / field.std())
+
+
+class CoilGain:
+    """Sensitivity of the receive coils, about 1 at the heart and larger near the skin; drawn from `rng`."""
+
+    def __init__(self, rng: np.random.Generator):
+        self.slope, self.curve = rng.normal([0, -0.25, 0], 0.3), rng.normal(0, 0.3)
+        self.near = rng.uniform(*COIL)
+
+    def __call__(self, x, y, z) -> np.ndarray:
+        """Gain on three open axes in mm."""
+        smooth = np.exp(
+            sum(a * c / 100 for a, c in zip(self.slope, (x, y, z))) + self.curve * ((x / 100) ** 2 + (y / 100) ** 2)
+        )
+        depth = 108 * np.clip(1 - np.sqrt((x / 168) ** 2 + ((y + 5) / 108) ** 2), 0, 1)  # mm below the skin
+        return smooth + self.near * np.exp(-depth / 25)
+
+
+def _scan_statistics(
+    anatomy: LeftAtriumAnatomy, signal: np.ndarray, gain: CoilGain, noise_sd: float
+) -> tuple[float, float]:
     """Mean and standard deviation over the whole field of view, 360 mm wide, from a coarse render of it."""
     grid = np.ix_(*[np.arange(-r, r, 12, dtype=np.float32) for r in (180, 180, HALF_HEIGHT_MM)])
-    values = signal[anatomy.render(*grid)[0]]
+    values = signal[anatomy.render(*grid)[0]] * gain(*grid)
     values = np.hypot(values, noise_sd * np.sqrt(np.pi / 2) * (values == 0) + noise_sd * (values > 0))
     return float(values.mean()), float(values.std())

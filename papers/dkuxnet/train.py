@@ -102,12 +102,12 @@ class Config(RunConfig):
 
 SMALL = {
     "dims": (4, 8, 16, 32), "hidden": 64, "depths": (1, 1, 1, 1), "layer_scale": 0.1, "query_groups": (4, 4),
-    "query_channels": 8, "key_depth": 16, "value_depth": 16, "heads": 4, "ffn": 32, "embedding": 8,
+    "kmax_layers": 1, "query_channels": 8, "key_depth": 16, "value_depth": 16, "heads": 4, "ffn": 32, "embedding": 8,
     "mask_gain": 3.0, "norm_momentum": 0.1, "sampled_voxels": 128, "filters": 8, "vnet_optimizer": "adamw",
     "uncertainty_passes": 4, "dropout": 0.2,
 }  # fmt: skip
 COARSE = {
-    **SMALL, "crop": (32, 32, 16), "strides": (16, 16, 8), "voxel_mm": 2.5, "lr": 2e-3, "lr_vnet": 5e-3,
+    **SMALL, "crop": (32, 16, 16), "strides": (16, 8, 8), "voxel_mm": 3.75, "lr": 2e-3, "lr_vnet": 5e-3,
     "vnet_updates": 2.0,
 }  # fmt: skip
 """What the profiles `cpu` and `study` share"""
@@ -116,8 +116,8 @@ PROFILES = {
         **SMALL, "crop": (32, 16, 16), "strides": (32, 16, 16), "voxel_mm": 5.0, "steps": 2, "lr": 1e-3,
         "lr_vnet": 1e-3, "sampled_voxels": 32, "uncertainty_passes": 2, "query_groups": (2, 2), "filters": 4,
     },
-    "cpu": {**COARSE, "steps": 120},
-    "study": {**COARSE, "steps": 240},
+    "cpu": {**COARSE, "steps": 250},
+    "study": {**COARSE, "steps": 450},
     "paper": {"batch_size": 2},
 }  # fmt: skip
 
@@ -127,6 +127,7 @@ VARIANTS = {
     "full": {},
     "lseg": ONLY_SEG,
     "lseg_filled": {**ONLY_SEG, "fill_with_labelled": True},
+    "lseg_100": {**ONLY_SEG, "labelled_fraction": 1.0},
     "lseg_qdc": {"use_segc": False},
     "lseg_segc": {"use_qdc": False},
     "full_5": {"labelled_fraction": 0.05},

@@ -705,6 +705,19 @@ def test_apply_keeps_the_grid_of_a_tilted_scan(smoke, tmp_path):
         np.testing.assert_allclose(found.affine, affine[:, [2, 0, 1, 3]], atol=1e-5)
 
 
+def test_intensities_of_a_crop_are_those_of_the_training_crops_and_of_a_whole_scan_its_z_scores(smoke):
+    from papers.dkuxnet.eval import intensities
+
+    scan = np.random.default_rng(0).gamma(2.0, 30.0, (40, 40, 20))
+    z = intensities(scan, whole=True)
+    crop = slice(10, 30), slice(10, 30)
+    for volume, whole, mean, sd in ((scan, True, 0, 1), (scan[crop], False, 0.9, 0.9)):
+        found = intensities(volume, whole)
+        assert found.mean() == pytest.approx(mean, abs=1e-9) and found.std() == pytest.approx(sd)
+        np.testing.assert_allclose(np.corrcoef(found.ravel(), volume.ravel())[0, 1], 1)
+    assert z.shape == scan.shape
+
+
 # --- stand-in --------------------------------------------------------------------------------------------
 
 
@@ -715,19 +728,52 @@ def test_stand_in_is_deterministic_and_varies():
 
 
 def test_stand_in_has_the_size_of_an_atrium_and_blood_of_one_brightness():
-    volumes, contrast = [], []
+    volumes = []
     for k in range(4):
         scan = left_atrium.simulate(np.random.default_rng([7, k]), 2.5)
         volumes.append(scan.label.sum() * 2.5**3 / 1000)
         inside = scan.image[scan.label > 0]
-        contrast.append(np.median(inside) - np.median(scan.image[scan.label == 0]))
         bright = (scan.image > np.quantile(inside, 0.2)) & (scan.label == 0)
         assert bright.sum() > 0.5 * scan.label.sum()  # other pools: intensity alone does not tell the atrium
-    assert 15 < min(volumes) and max(volumes) < 120  # ml
-    assert min(contrast) > 0.3
+    assert 15 < min(volumes) and max(volumes) < 130  # ml
 
 
-def test_inversion_recovery_nulls_the_myocardium():
-    signals = np.stack([left_atrium.inversion_recovery_signal(np.random.default_rng(k)) for k in range(50)])
-    blood, muscle, scar = (signals[:, left_atrium.CODE[name]] for name in ("blood", "myocardium", "fibrosis"))
-    assert (muscle < 0.5 * blood).mean() > 0.9 and (scar > muscle).all()
+def test_stand_in_varies_between_scans():
+    """Of 40 training scans of the challenge, averaged to 2.5 mm, the mean z-score in the atrium is 2.00 +- 0.86, and of
+    the voxels within 15 mm around it 81 +- 13 % are darker than that; 48.7 +- 18.9 ml. The earlier stand-in had
+    4.52 +- 0.41 and 93 +- 2 %: its scans were so alike that two labelled ones showed all there was."""
+    from scipy.ndimage import binary_dilation
+
+    level, darker, volume = [], [], []
+    for k in range(40):
+        scan = left_atrium.simulate(np.random.default_rng([0, 0, k]), 3.75)
+        inside = scan.label > 0
+        around = binary_dilation(inside, iterations=4) & ~inside
+        level.append(scan.image[inside].mean())
+        darker.append(100 * (scan.image[around] < level[-1]).mean())
+        volume.append(inside.sum() * 3.75**3 / 1000)
+    assert np.mean(level) == pytest.approx(2.00, abs=0.6) and np.std(level) == pytest.approx(0.86, abs=0.2)
+    assert 81 < np.mean(darker) < 90 and 7 < np.std(darker) < 13
+    assert np.mean(volume) == pytest.approx(48.7, abs=9) and np.std(volume) == pytest.approx(18.9, abs=4)
+
+
+def signals(monkeypatch, inversion):
+    monkeypatch.setattr(left_atrium, "INVERSION", (inversion, inversion))
+    found = np.stack([left_atrium.inversion_recovery_signal(np.random.default_rng(k)) for k in range(50)])
+    return {name: found[:, code] for name, code in left_atrium.CODE.items()}
+
+
+def test_inversion_recovery_nulls_the_myocardium_at_the_right_time_and_greys_at_a_late_one(monkeypatch):
+    right = signals(monkeypatch, 1.0)
+    np.testing.assert_allclose(right["myocardium"], 0, atol=1e-6)
+    assert (right["fibrosis"] > 0.1).all() and (right["blood"] > right["myocardium"]).all()
+    late = signals(monkeypatch, 1.9)
+    assert np.median(late["myocardium"] / late["blood"]) > 0.4
+
+
+def test_turn_of_the_heart_is_a_rotation():
+    for angles in ((0.3, 0, 0), (0, -0.2, 0), (0, 0, 0.5), (0.1, 0.2, 0.3)):
+        turn = left_atrium._rotation(angles)
+        np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-6)
+        assert np.linalg.det(turn) == pytest.approx(1, abs=1e-6)
+    assert left_atrium._rotation((0, 0, 0.5))[2].tolist() == [0, 0, 1]
