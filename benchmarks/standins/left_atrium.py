@@ -93,7 +93,7 @@ class LeftAtriumAnatomy:
             return np.asarray(values, np.float32) + rng.normal(0, sd, len(values)).astype(np.float32)
 
         size = rng.normal(1.0, 0.14)
-        self.body = near(35, 21, 13.5, sd=2.0) * size
+        self.body = near(35, 21, 13, sd=(4, 4, 2)) * size
         edge = self.body * 0.72
         reach = rng.uniform(26, 34, 5)  # how far the veins go on into the lungs
         self.veins = [  # start, end, radii, length that belongs to the label
@@ -132,9 +132,9 @@ class LeftAtriumAnatomy:
         self.patches = rng.normal(size=(rng.integers(3, 9), 3)).astype(np.float32)  # directions of fibrosis
         self.patch_size = rng.uniform(0.15, 0.45, len(self.patches)).astype(np.float32)
         self.waves = rng.normal(0, 2 * np.pi / 130, (6, 3)).astype(np.float32)
-        self.wave_mm = rng.normal(0, 1.5, (6, 3)).astype(np.float32)
+        self.wave_mm = rng.normal(0, 2.2, (6, 3)).astype(np.float32)
         self.wave_phase = rng.uniform(0, 2 * np.pi, 6).astype(np.float32)
-        self.turn = _rotation(rng.normal(0, np.radians((5, 4, 7))))
+        self.turn = _rotation(rng.normal(0, np.radians((6, 5, 8))))
 
     @staticmethod
     def _direction(rng: np.random.Generator, towards: tuple[float, float, float]) -> np.ndarray:

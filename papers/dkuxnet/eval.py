@@ -71,7 +71,8 @@ def measure(mask, label) -> dict[str, float]:
     """Dice and Jaccard in percent, 95HD and ASD in voxels, of two masks (W, H, D) (the LA protocol).
 
     95HD pools the distances of both surfaces, ASD is from the prediction to the truth, as medpy's `hd95` and `asd`
-    do. An empty mask gets the diagonal of the volume; the protocol's own script counts it as zero.
+    do. An empty mask gets the diagonal of the volume; the protocol's own script counts it as zero. Since one such scan
+    can decide a mean, "empty" says how many there were: 100 for an empty mask, else 0.
     """
     import math
 
@@ -88,13 +89,14 @@ def measure(mask, label) -> dict[str, float]:
         "jaccard": 100 * iou(prediction, truth, undefined=1.0).item(),
         "hd95": hausdorff_from_distances(distances, 95.0, convention="pooled", **empty).item(),
         "asd": asd_from_distances(distances, **empty).item(),
+        "empty": 100.0 * (not prediction.any()),
     }
 
 
 def evaluate(
     data: Path, checkpoint: Path, out: Path, device: str = "auto", split: Literal["train", "test"] = "test"
 ) -> None:
-    """Write metrics.csv: a row per scan with Dice and Jaccard in percent, 95HD and ASD in voxels.
+    """Write metrics.csv: a row per scan: Dice and Jaccard in percent, 95HD and ASD in voxels, 100 for an empty mask.
 
     With more than two classes the masks compared are all foreground classes together.
 

@@ -538,6 +538,7 @@ def test_metrics_are_those_of_medpy():
     assert found["hd95"] == pytest.approx(4.0307764064)
     assert found["asd"] == pytest.approx(1.16307902126)
     empty = measure(np.zeros_like(a), b)
+    assert found["empty"] == 0 and empty["empty"] == 100
     assert empty["dice"] == 0 and empty["hd95"] == empty["asd"] == pytest.approx(math.dist((0, 0, 0), a.shape))
     assert measure(np.zeros_like(a), np.zeros_like(a))["dice"] == 100
 
