@@ -10,7 +10,7 @@ from typing import Literal
 Size = Literal["smoke", "cpu", "study", "paper"]
 FOLDER = "2018LA_Seg_Training Set"
 # voxel size in mm, training scans, test scans
-SETTINGS = {"smoke": (5.0, 3, 2), "cpu": (3.75, 40, 48), "study": (3.75, 40, 48), "paper": (0.625, 80, 20)}
+SETTINGS = {"smoke": (5.0, 3, 2), "cpu": (3.75, 40, 72), "study": (3.75, 40, 72), "paper": (0.625, 80, 20)}
 
 
 def generate(out: Path, seed: int = 0, size: Size = "cpu") -> Path:

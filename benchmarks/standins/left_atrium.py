@@ -5,9 +5,9 @@ superior, like the axes of the volumes of the 2018 Atrial Segmentation Challenge
 atrium, the ventricles, the aorta and the pulmonary artery are as bright as the left atrium: only place and shape
 tell them apart, as in patients. Walls of 1 to 2 mm vanish at voxels of 2.5 mm and more, so that the pools touch.
 
-Two scans differ as much as those of the challenge do: in dose and delay of the contrast agent, in the inversion time,
-in how well fat was suppressed, in the gain of the coils (and with it in the z-scores), in noise, and in size, turn,
-veins and appendage of the atrium. A test holds the spread of brightness and contrast against that of the challenge.
+Two scans differ in dose and delay of the contrast agent, in the inversion time, in how well fat was suppressed, in the
+gain of the coils (and with it in the z-scores), in noise, and in size, turn, veins and appendage of the atrium:
+brightness, size and shape about as much as in the challenge, contrast less.
 """
 
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ TISSUES = {
     "myocardium": (0.9, 450.0, 12.0),
     "wall": (0.85, 430.0, 12.0),
     "fibrosis": (0.9, 260.0, 15.0),
-    "blood": (1.0, 320.0, 40.0),  # dose and delay
+    "blood": (1.0, 320.0, 30.0),  # dose and delay
 }
 CODE = {name: code for code, name in enumerate(TISSUES)}
 HALF_HEIGHT_MM = 27.5  # 88 slices of 0.625 mm
 SMALLEST_MM = 70.0  # the crop is at least 112 voxels of 0.625 mm wide in x and y
 MARGIN_MM = (6.25, 12.5)  # and 10 to 20 voxels more on each side
-INVERSION = (0.9, 1.65)  # inversion time over the one that nulls the myocardium: often too long, then all is grey
-FAT_LEFT = (0.05, 0.5)  # fat suppression leaves this part
+INVERSION = (0.9, 1.5)  # inversion time over the one that nulls the myocardium: often too long, then all is grey
+FAT_LEFT = (0.05, 0.35)  # fat suppression leaves this part
 COIL = (0.3, 2.5)  # how much brighter the skin is than the heart, beside an array coil
 TEXTURE = 0.4  # standard deviation of the logarithm of the signal of tissue that is not blood
 SNR = (7.0, 20.0)  # of blood

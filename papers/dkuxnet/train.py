@@ -116,8 +116,8 @@ PROFILES = {
         **SMALL, "crop": (32, 16, 16), "strides": (32, 16, 16), "voxel_mm": 5.0, "steps": 2, "lr": 1e-3,
         "lr_vnet": 1e-3, "sampled_voxels": 32, "uncertainty_passes": 2, "query_groups": (2, 2), "filters": 4,
     },
-    "cpu": {**COARSE, "steps": 250},
-    "study": {**COARSE, "steps": 450},
+    "cpu": {**COARSE, "steps": 220},
+    "study": {**COARSE, "steps": 400},
     "paper": {"batch_size": 2},
 }  # fmt: skip
 
