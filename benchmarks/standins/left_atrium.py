@@ -7,7 +7,7 @@ tell them apart, as in patients. Walls of 1 to 2 mm vanish at voxels of 2.5 mm a
 
 Two scans differ in dose and delay of the contrast agent, in the inversion time, in how well fat was suppressed, in the
 gain of the coils (and with it in the z-scores), in noise, and in size, turn, veins and appendage of the atrium:
-brightness, size and shape about as much as in the challenge, contrast less.
+brightness, size and shape about as much as in the challenge, with a higher contrast.
 """
 
 from dataclasses import dataclass
