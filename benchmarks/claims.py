@@ -322,8 +322,8 @@ def lengths_of(claim: dict, result: dict, better: str, evidence: list[dict]) -> 
         "2" over those seeds, and whether it is `moving`: at double length it has the other sign than in `evidence`
         (is on the other side of the claim's margin), or lies outside of the interval there, towards zero (the margin;
         where a value or equality is claimed: it leaves or enters the range). It is `growing` if it lies outside on the
-        far side. Double length means: where all seeds are at full length, plus what doubling changes in the shared ones,
-        so that a few seeds at another level do not look like training.
+        far side. Double length means: where all seeds are at full length, plus what doubling changes in the shared
+        ones, so that a few seeds at another level do not look like training.
 
     Raises:
         ValueError: it can't be computed, and why.
