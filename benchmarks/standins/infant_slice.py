@@ -1,20 +1,21 @@
-"""Coronal sections of infants' heads in T1w and T2w: one anatomy, two contrasts that change over the first year.
+"""Coronal sections of infants' brains in T1w and T2w: one anatomy, two contrasts that change over the first year.
 
 The anatomy is that of `brain` (MNI152 with gyri of each subject's own), made smaller by age and with sharp borders
 between tissues. Before about six months white matter has longer T1 and T2 than grey, so that it is darker in T1w and
 brighter in T2w; at about six months the two are alike; afterwards it is as in adults. Myelination starts in the
-middle of the brain. A section is acquired as a scanner does: the k-space of the (finer) object is cut off at the
-pixel's own frequency, with complex noise, and the magnitude is the image.
+middle of the brain. Skull and scalp are taken away, as brain extraction does. A section is acquired as a scanner does:
+the k-space of the (finer) object is cut off at the pixel's own frequency, with complex noise, and the magnitude is the
+image.
 
     infant = Infant.random(np.random.default_rng(0), months=3)
-    pair = section(infant, rng, y_mm=-18.0, side=64, pixel_mm=2.4)      # "T1w", "T2w": (side, side) float32, R and S
+    pair = section(infant, rng, y_mm=-18.0, side=64, pixel_mm=2.1)      # "T1w", "T2w": (side, side) float32, R and S
 """
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from benchmarks.standins.brain import RELAXATION, TISSUES, Brain, Sequence, signal, tissues
+from benchmarks.standins.brain import BRAIN_TISSUES, RELAXATION, TISSUES, Brain, Sequence, signal, tissues
 
 T1W = Sequence(tr_ms=700, te_ms=12)
 T2W = Sequence(tr_ms=3200, te_ms=120)
@@ -28,7 +29,6 @@ WHITE = ((2450, 225, 0.92), (2400, 220, 0.92), (1900, 160, 0.88), (1500, 118, 0.
 GREY = ((1920, 142, 0.88), (1900, 140, 0.88), (1700, 125, 0.86), (1550, 116, 0.85), (1500, 110, 0.84),
         (1450, 105, 0.83), (1400, 100, 0.82))  # fmt: skip
 """T1 [ms], T2 [ms] and proton density at MONTHS"""
-SCALP = (600.0, 60.0, 0.50)
 CENTRE, LEAD_MONTHS, REACH_MM = (0.0, -18.0, 10.0), 1.5, 44.0
 """White matter in the middle of the brain is so many months ahead of the mean, at twice the reach as many behind."""
 FINER, SHARPNESS = 3, 4
@@ -77,8 +77,10 @@ def object_signal(infant: Infant, maps: dict, points: np.ndarray, sequence: Sequ
     white = early + (late - early) * (lead + LEAD_MONTHS) / (2 * LEAD_MONTHS)
     grey = relaxation(GREY, months)
     deep = tuple((0.7 * g + 0.3 * w) for g, w in zip(grey, relaxation(WHITE, months + LEAD_MONTHS)))
-    of = {**RELAXATION, "cortex": grey, "deep_grey": deep, "scalp": SCALP}
-    image = sum(np.float32(signal(*of[name], sequence)) * maps[name] for name in TISSUES if name != "white_matter")
+    of = {**RELAXATION, "cortex": grey, "deep_grey": deep}
+    image = sum(
+        np.float32(signal(*of[name], sequence)) * maps[name] for name in BRAIN_TISSUES if name != "white_matter"
+    )
     return (image + white * maps["white_matter"]).astype(np.float32)
 
 
