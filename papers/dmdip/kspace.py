@@ -85,7 +85,8 @@ def sinc(low: Tensor, factor: int) -> Tensor:
 
 
 def bicubic(low: Tensor, factor: int) -> Tensor:
-    """Bicubic interpolation (M8) on the same grid: sample n of `low` is sample r n of the result; edges are repeated.
+    """Bicubic interpolation (M8) on the same grid: sample n of `low` is sample r n of the result; edges wrap around, as
+    with the FFT.
 
     torch's own `interpolate` puts the outer corners of the two grids onto each other, which is a shift by
     (r - 1) / 2 samples here.
@@ -100,7 +101,7 @@ def bicubic(low: Tensor, factor: int) -> Tensor:
             a = -0.5  # Keys' own value, with which quadratics are met exactly
             near = ((a + 2) * t - (a + 3)) * t * t + 1
             far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
-            index = (first + offset).clamp(0, length - 1).long()
+            index = (first + offset).long() % length
             weights.scatter_add_(1, index[:, None], torch.where(t <= 1, near, far)[:, None])
         return weights.to(low)
 
