@@ -29,8 +29,8 @@ class Setting:
 
 SETTINGS = {
     "smoke": Setting((0.5, 12.0), 2, 32, 4.2),
-    "cpu": Setting(AGES * 2, 1, 64, 2.1),
-    "study": Setting(AGES * 2, 1, 64, 2.1),
+    "cpu": Setting(AGES * 2, 1, 48, 2.8),
+    "study": Setting(AGES * 2, 1, 48, 2.8),
     "paper": Setting(AGES, 12, 192, 0.8),
 }
 FIRST_MM, LAST_MM = -40.0, 8.0

@@ -8,7 +8,7 @@ the k-space of the (finer) object is cut off at the pixel's own frequency, with 
 image.
 
     infant = Infant.random(np.random.default_rng(0), months=3)
-    pair = section(infant, rng, y_mm=-18.0, side=64, pixel_mm=2.1)      # "T1w", "T2w": (side, side) float32, R and S
+    pair = section(infant, rng, y_mm=-18.0, side=48, pixel_mm=2.8)      # "T1w", "T2w": (side, side) float32, R and S
 """
 
 from dataclasses import dataclass, replace

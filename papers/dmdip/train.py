@@ -51,7 +51,7 @@ class Config(RunConfig):
 
 
 SMALL = {
-    "size": 64, "sections": 1, "together": 10, "channels": 8, "width": 16, "common_blocks": 2, "arm_blocks": 4,
+    "size": 48, "sections": 1, "together": 10, "channels": 8, "width": 16, "skip": 8, "common_blocks": 2, "arm_blocks": 4,
     "dip_blocks": 4, "snapshots": 30,
 }  # fmt: skip
 PROFILES = {
@@ -61,7 +61,7 @@ PROFILES = {
     },
     "cpu": SMALL | {"steps": 300},
     "study": SMALL | {"steps": 300},
-    "paper": {"checkpoint_every": 600.0},
+    "paper": {"precision": "float32", "checkpoint_every": 600.0},
 }  # fmt: skip
 
 VARIANTS = {

@@ -232,7 +232,7 @@ def test_who_knows_the_anatomy_gains():
     """The mechanism of the paper: both contrasts are functions of one anatomy, which a prior can share."""
     from benchmarks.standins import infant_slice
 
-    side, pixel, factor = 64, 2.1, 4
+    side, pixel, factor = 48, 2.8, 4
     rng = np.random.default_rng(5)
     infant = infant_slice.Infant.random(rng, 12)
     pair = infant_slice.section(infant, rng, -18.0, side, pixel)
