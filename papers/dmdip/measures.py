@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from papers.dmdip.kspace import replace_centre
 from shared.metrics import psnr
 
 EARLY = {2: 500 / 7000, 4: 2000 / 7000}
@@ -53,20 +52,3 @@ def summary(values: Tensor, raw: Tensor, factor: int) -> dict[str, list[float]]:
         "gain": (values - raw).amin(0),
     }
     return {name: [*value.tolist(), float(value.mean())] for name, value in found.items()}
-
-
-def oracle(low: Tensor, maps: Tensor, factor: int) -> Tensor:
-    """What could be gained by knowing the anatomy: tissue maps fitted to the low image, with replacement.
-
-    Args:
-        low: (h, w).
-        maps: (K, r h, r w), the tissues' shares of each pixel.
-
-    Returns:
-        (r h, r w).
-    """
-    from papers.dmdip.kspace import downsample
-
-    columns = downsample(maps, factor).flatten(1).T.double()
-    weights = torch.linalg.lstsq(columns, low.flatten()[:, None].double()).solution[:, 0]
-    return replace_centre(torch.einsum("k,khw->hw", weights.to(maps), maps), low)

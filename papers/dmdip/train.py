@@ -51,9 +51,11 @@ class Config(RunConfig):
 
 
 SMALL = {
-    "size": 48, "sections": 1, "together": 10, "channels": 8, "width": 16, "skip": 8, "common_blocks": 2, "arm_blocks": 4,
-    "dip_blocks": 4, "snapshots": 30,
+    "size": 48, "sections": 1, "together": 10, "channels": 8, "width": 16, "skip": 8, "arm_blocks": 4, "dip_blocks": 4,
+    "snapshots": 30,
 }  # fmt: skip
+"""What the profiles `cpu` and `study` share"""
+
 PROFILES = {
     "smoke": {
         "size": 32, "sections": 1, "together": 2, "channels": 4, "width": 4, "skip": 2, "common_blocks": 1,
