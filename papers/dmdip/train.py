@@ -62,7 +62,7 @@ PROFILES = {
         "arm_blocks": 2, "dip_blocks": 2, "steps": 4, "snapshots": 2,
     },
     "cpu": SMALL | {"steps": 300},
-    "study": SMALL | {"steps": 300},
+    "study": SMALL | {"steps": 400},
     "paper": {"precision": "float32", "checkpoint_every": 600.0},
 }  # fmt: skip
 
