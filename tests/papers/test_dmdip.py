@@ -159,12 +159,15 @@ def chunk_of(grouped, single, number: int, pairs: int) -> None:
 
 @pytest.mark.parametrize("kind", [model.DualModalDIP, model.Cascade])
 def test_pairs_that_are_fitted_together_do_not_meet(kind):
-    """Three pairs in one grouped network are three networks: the same images and, with Adam, the same updates."""
+    """Three pairs in one grouped network are three networks: the same images and, with Adam, the same updates.
+
+    In float64, for Adam's first updates are as large where a gradient is nothing but rounding.
+    """
     torch.manual_seed(0)
-    pairs, low = 3, torch.rand(3, 2, 8, 8)
-    z = 0.1 * torch.rand(1, pairs * 4, 16, 16)
-    grouped = kind(4, 6, 2, 1, 2, pairs)
-    singles = [kind(4, 6, 2, 1, 2) for _ in range(pairs)]
+    pairs, low = 3, torch.rand(3, 2, 8, 8).double()
+    z = 0.1 * torch.rand(1, pairs * 4, 16, 16).double()
+    grouped = kind(4, 6, 2, 1, 2, pairs).double()
+    singles = [kind(4, 6, 2, 1, 2).double() for _ in range(pairs)]
     for number, single in enumerate(singles):
         chunk_of(grouped, single, number, pairs)
     for networks, of in ((grouped, None), *((single, number) for number, single in enumerate(singles))):
@@ -179,7 +182,7 @@ def test_pairs_that_are_fitted_together_do_not_meet(kind):
     assert together.shape == (1, pairs, 2, 16, 16)
     for number, single in enumerate(singles):
         apart = single(z[:, 4 * number : 4 * number + 4])
-        torch.testing.assert_close(together[:, number], apart[:, 0], rtol=1e-2, atol=2e-3)
+        torch.testing.assert_close(together[:, number], apart[:, 0], rtol=1e-5, atol=1e-6)
 
 
 def test_the_arms_share_their_maps_and_the_loss_is_that_of_equation_2():
