@@ -61,7 +61,7 @@ PROFILES = {
         "size": 32, "sections": 1, "together": 2, "channels": 4, "width": 4, "skip": 2, "common_blocks": 1,
         "arm_blocks": 2, "dip_blocks": 2, "steps": 4, "snapshots": 2,
     },
-    "cpu": SMALL | {"steps": 300},
+    "cpu": SMALL | {"steps": 250},
     "study": SMALL | {"steps": 400},
     "paper": {"precision": "float32", "checkpoint_every": 600.0},
 }  # fmt: skip
