@@ -164,7 +164,7 @@ def apply(
             paper's way.
         factor: r; default: the checkpoint's, or 2.
         plane: of the sections.
-        profile: settings where there is no checkpoint; paper takes hours without a GPU.
+        profile: settings where there is no checkpoint; paper takes hours for each section without a GPU.
         steps: updates for each section, instead of the settings'.
         replacement: put the input's k-space into the centre of the result's.
         device: auto, cpu, cuda, ...
@@ -208,19 +208,15 @@ def replace(input: Path, low: Path, output: Path, plane: Literal["coronal", "axi
         plane: of the sections.
 
     Raises:
-        InputError: sizes that aren't a whole multiple, or files that can't be used.
+        InputError: sizes that aren't a whole multiple, voxels at other places, or files that can't be used.
     """
     from papers.dmdip.kspace import replace_centre
-    from papers.dmdip.volume import read_sections, write_sections
+    from papers.dmdip.volume import check_lies_on, read_sections, write_sections
     from shared.files import refuse_overwriting_inputs
 
     refuse_overwriting_inputs(output, input, low)
     fine, coarse = read_sections(input, plane), read_sections(low, plane)
-    sizes = fine.tensor().shape, coarse.tensor().shape
-    if sizes[0][0] != sizes[1][0] or any(a % b or a // b < 2 for a, b in zip(sizes[0][1:], sizes[1][1:])):
-        raise InputError(
-            f"{input}: {plane} sections {tuple(sizes[0])} are no whole multiple of {low}'s {tuple(sizes[1])}"
-        )
+    check_lies_on(fine, coarse)
     write_sections(output, fine, replace_centre(fine.tensor(), coarse.tensor()), 1)
 
 

@@ -59,6 +59,29 @@ def read_sections(path: Path, plane: str, like: Sections | None = None) -> Secti
     return sections
 
 
+def check_lies_on(fine: Sections, low: Sections) -> None:
+    """Sample n of the low volume has to be sample r n of the finer one in the plane, and sections the same.
+
+    Raises:
+        InputError: sizes that aren't a whole multiple, or voxels at other places.
+    """
+    name, of = fine.image.path, low.image.path
+    whole, part = resample.to_ras(fine.image), resample.to_ras(low.image)
+    times = [a // b for a, b in zip(whole.shape, part.shape)]
+    fits = [times[axis] == 1 if axis == fine.axis else times[axis] >= 2 for axis in range(3)]
+    if not all(fits) or any(a % b for a, b in zip(whole.shape, part.shape)):
+        raise InputError(
+            f"{name}: its {whole.shape} voxels (R, A, S) are no whole multiple in the plane of the {part.shape} of {of}"
+        )
+    expected = nifti.make_image(part.data, whole.affine @ np.diag([*times, 1.0]))
+    difference = nifti.grid_difference(part, expected)
+    if difference:
+        raise InputError(
+            f"{name} does not lie on {of}, each voxel of which must have its centre on every "
+            f"{' x '.join(map(str, times))}th voxel of the finer one, from the first: {difference}; resample it"
+        )
+
+
 def write_sections(path: Path, sections: Sections, fine: Tensor, factor: int) -> None:
     """Write sections (n, r h, r w) as a float32 volume (R, A, S) with its own affine."""
     data, affine = sections.finer(fine, factor)
