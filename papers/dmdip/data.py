@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from papers.dmdip.kspace import downsample
 from shared import nifti, resample
 from shared.errors import InputError
+from shared.files import refuse_duplicates
 
 CONTRASTS = ("T1w", "T2w")
 HEADROOM = 1.2
@@ -43,7 +44,7 @@ def volumes_of(root: Path) -> list[tuple[Path, Path]]:
     """T1w and T2w files of each session, in the order of their names.
 
     Raises:
-        InputError: no such folder, none there, or one without the other.
+        InputError: no such folder, none there, one without the other, or a name that comes twice.
     """
     root = Path(root)
     if not root.is_dir():
@@ -56,7 +57,8 @@ def volumes_of(root: Path) -> list[tuple[Path, Path]]:
             partner = path.with_name(path.name.replace(f"_{one}.nii.gz", f"_{other}.nii.gz"))
             if partner not in found[other]:
                 raise InputError(f"{path}: there is no {partner.name} beside it; each session needs both contrasts")
-    return list(zip(*found.values()))
+    refuse_duplicates([path.name for path in found["T1w"]], f"files in {root}")
+    return [(path, path.with_name(path.name.replace("_T1w.nii.gz", "_T2w.nii.gz"))) for path in found["T1w"]]
 
 
 def fit_to(section: np.ndarray, size: int) -> np.ndarray:

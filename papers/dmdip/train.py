@@ -155,7 +155,8 @@ def fit(config: Config, run, trajectory, low, start: dict | None = None) -> None
                 images = forward(batch["z"])
             run.update(fidelity(images.float(), batch["low"], config.factor), optimizer)
             if step + 1 - begin in due:
-                trajectory.images[members, due[step + 1 - begin]] = result(run, networks, clean)
+                images = result(run, networks, clean)[: len(low) - first]  # without what fills the group
+                trajectory.images[first : first + together, due[step + 1 - begin]] = images
     run.save()
 
 
