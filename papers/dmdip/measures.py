@@ -7,6 +7,8 @@ from shared.metrics import psnr
 
 EARLY = {2: 500 / 7000, 4: 2000 / 7000}
 """factor -> share of the updates in which the paper calls dmDIP the slower learner (section 3.4)"""
+ROUNDING = 1e-4
+"""dB that PSNR may be lower by arithmetic alone"""
 PEAK = 0.999
 """quantile of the high-resolution section that PSNR takes as its peak"""
 
@@ -38,7 +40,7 @@ def summary(values: Tensor, raw: Tensor, factor: int) -> dict[str, list[float]]:
         psnr: of the last result; best: of the best one, which nobody can know without the truth; fall: from the best
         to the last; wobble: standard deviation over the second half; early and late: means over the updates in which
         the paper calls dmDIP the slower learner, and over all others; gain: the smallest rise by replacement at any
-        snapshot.
+        snapshot; lowered: share of snapshots at which replacement lowers PSNR.
     """
     count = len(values)
     split = min(max(1, round(EARLY.get(factor, EARLY[4]) * count)), count - 1)
@@ -50,5 +52,6 @@ def summary(values: Tensor, raw: Tensor, factor: int) -> dict[str, list[float]]:
         "early": values[:split].mean(0),
         "late": values[split:].mean(0),
         "gain": (values - raw).amin(0),
+        "lowered": (values < raw - ROUNDING).double().mean(0),
     }
     return {name: [*value.tolist(), float(value.mean())] for name, value in found.items()}

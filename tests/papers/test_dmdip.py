@@ -207,6 +207,9 @@ def test_summary_of_a_trajectory():
     found = measures.summary(values.double(), values.double() - 0.5, 4)  # the first 2 of 7 are early
     assert found["psnr"] == [22.0, 16.0, 19.0] and found["best"] == [26.0, 16.0, 21.0]
     assert found["fall"] == [4.0, 0.0, 2.0] and found["gain"] == pytest.approx([0.5] * 3)
+    assert found["lowered"] == [0.0, 0.0, 0.0]
+    worse = measures.summary(values.double(), values.double() + torch.tensor([[0.5, 0.0]]) * (values < 22.5), 4)
+    assert worse["lowered"] == pytest.approx([3 / 7, 0.0, 1.5 / 7])
     assert found["early"][:2] == [22.0, 10.5] and found["late"][:2] == pytest.approx([23.4, 14.0])
     assert found["wobble"][0] == pytest.approx(np.std([25, 23, 21, 22]))
 
@@ -274,6 +277,22 @@ def write_session(root, number: int, shape=(20, 9, 22), affine=None, contrasts=d
         matrix = np.diag([2.0, 3.0, 2.0, 1.0]) if affine is None else affine
         nifti.save(folder / f"sub-{number:02d}_ses-030_{contrast}.nii.gz", volume, affine=matrix)
     return folder
+
+
+def test_t2w_is_that_beside_t1w_whatever_the_order_of_names(tmp_path):
+    """In the order of names "T1w" comes before "T1x_...", and "T2w" after it."""
+    for name in ("sub-1_", "sub-1_T1x_"):
+        for contrast in data.CONTRASTS:
+            path = tmp_path / "sub-1" / "anat" / f"{name}{contrast}.nii.gz"
+            nifti.save(path, np.ones((8, 3, 8), np.float32), affine=np.eye(4))
+    assert [[path.name for path in pair] for pair in data.volumes_of(tmp_path)] == [
+        [f"{name}{contrast}.nii.gz" for contrast in data.CONTRASTS] for name in ("sub-1_", "sub-1_T1x_")
+    ]
+    for contrast in data.CONTRASTS:
+        path = tmp_path / "sub-2" / "anat" / f"sub-1_{contrast}.nii.gz"
+        nifti.save(path, np.ones((8, 3, 8), np.float32), affine=np.eye(4))
+    with pytest.raises(InputError, match="'sub-1_T1w.nii.gz' comes 2 times"):
+        data.volumes_of(tmp_path)
 
 
 def test_sections_are_coronal_whatever_the_order_of_the_voxels(tmp_path):
@@ -444,6 +463,18 @@ def test_apply_and_replacement_alone(tmp_path, three_pairs):
     np.testing.assert_allclose(nifti.load(outputs[4]).data, nifti.load(outputs[2]).data, atol=1e-5)
     with pytest.raises(InputError, match="whole multiple"):
         eval.replace(t1, outputs[3], tmp_path / "x.nii.gz")
+    fine = nifti.load(outputs[3])
+    for apart in ([-0.5, 0, -0.5], [30, 0, 0]):  # outer corners on each other; another place
+        moved = fine.affine.copy()
+        moved[:3, 3] += apart
+        nifti.save(tmp_path / "elsewhere.nii.gz", fine.data, affine=moved)
+        with pytest.raises(InputError, match="elsewhere.nii.gz does not lie on .*t1.nii.gz"):
+            eval.replace(tmp_path / "elsewhere.nii.gz", t1, tmp_path / "x.nii.gz")
+    flipped = fine.affine @ np.diag([-1, 1, 1, 1.0])  # another order on disk, at the same places
+    flipped[:3, 3] += fine.affine[:3, 0] * (fine.shape[0] - 1)
+    nifti.save(tmp_path / "flipped.nii.gz", fine.data[::-1].copy(), affine=flipped)
+    eval.replace(tmp_path / "flipped.nii.gz", t1, tmp_path / "same.nii.gz")
+    np.testing.assert_array_equal(nifti.load(tmp_path / "same.nii.gz").data, nifti.load(outputs[4]).data)
     with pytest.raises(InputError, match="needs --second"):
         eval.apply(t1, tmp_path / "x.nii.gz", second_output=tmp_path / "y.nii.gz", profile="smoke", device="cpu")
     checkpoint = fitted(three_pairs, tmp_path / "run", factor=2)
