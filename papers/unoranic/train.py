@@ -62,6 +62,8 @@ class Config(RunConfig):
     """updates of the ResNets per data set instead of `resnet_epochs`; 0 is epochs"""
     resnet_lr: float = 1e-3
     """learning rate of the ResNets, a tenth after half and after three quarters of the updates (MedMNIST: 1e-3)"""
+    resnet_corrupted_lr: float | None = None
+    """learning rate of the ResNet on corrupted images; None is `resnet_lr`"""
     resnet_corrupted: bool = False
     """train the disease ResNet on corrupted images, as the other methods are"""
     robustness: tuple[str, ...] = ("pneumonia*",)
@@ -73,6 +75,7 @@ class Config(RunConfig):
 SMALL = {
     "width": 8, "latent": 64, "n_variants": 2, "batch_size": 16, "steps": 2000, "lr_rise": 500, "lr_per": "batch",
     "betas": (0.8, 0.99), "grey_start": True, "channels_last": True, "resnet_width": 8, "resnet_steps": 2000,
+    "resnet_lr": 1e-2, "resnet_corrupted_lr": 1e-3,
 }  # fmt: skip
 
 PROFILES = {
@@ -141,7 +144,9 @@ def learning_rate(config: Config, step: int, images: int) -> float:
     """At an update of a data set: triangles whose height halves (torch's CyclicLR, "triangular2"); steps for ResNet."""
     if config.method == "resnet":
         progress = step / steps_of(config, images)
-        return config.resnet_lr * (1 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01)
+        own = config.resnet_corrupted_lr if config.resnet_corrupted else None
+        highest = config.resnet_lr if own is None else own
+        return highest * (1 if progress < 0.5 else 0.1 if progress < 0.75 else 0.01)
     per_epoch = batches_per_epoch(config, images)
     position = step // per_epoch if config.lr_per == "epoch" else step
     rise = config.lr_rise or 5 * per_epoch

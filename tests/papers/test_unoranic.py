@@ -590,6 +590,15 @@ def settings(**values):
     return configure(train.Config, train.PROFILES, train.VARIANTS, "paper", "full", data="", out="", **values)
 
 
+def test_each_resnet_has_its_own_learning_rate():
+    config = settings(method="resnet", resnet_steps=100, resnet_lr=0.01, resnet_corrupted_lr=0.001)
+    assert [train.learning_rate(config, step, 640) for step in (0, 50, 75)] == pytest.approx([1e-2, 1e-3, 1e-4])
+    config.resnet_corrupted = True
+    assert [train.learning_rate(config, step, 640) for step in (0, 50, 75)] == pytest.approx([1e-3, 1e-4, 1e-5])
+    config.resnet_corrupted_lr = None
+    assert train.learning_rate(config, 0, 640) == 0.01
+
+
 def test_learning_rate_is_torchs_cycle():
     config = settings(lr_rise=7, lr_per="batch")
     parameter = torch.nn.Parameter(torch.zeros(1))
